@@ -1,0 +1,90 @@
+"""Which backends exist on this machine, why the others do not, and in what order "auto" tries them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import evsam_kernels.backends.build_info as build_info
+
+__all__ = ["AUTO", "BACKENDS", "Backend", "BackendUnavailableError", "auto_order", "require"]
+
+AUTO = "auto"
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend was asked for by name and cannot run here; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way of executing an operation.
+
+    Attributes:
+        name: what users type.
+        executes: what runs its kernels, for people.
+        device_types: `torch.device.type` values it accepts; None means every device.
+        why_unavailable: returns None where the backend can run, otherwise the reason and the remedy.
+    """
+
+    name: str
+    executes: str
+    device_types: tuple[str, ...] | None
+    why_unavailable: Callable[[], str | None]
+
+    def accepts(self, device_type: str) -> bool:
+        return self.device_types is None or device_type in self.device_types
+
+
+def _cpu_unavailable() -> str | None:
+    try:
+        importlib.import_module("evsam_kernels._cpu")
+    except ImportError as error:
+        built = build_info.read()
+        if built.cpu_built:
+            return f"the C++ kernels were built but cannot be loaded: {error}"
+        return f"the C++ kernels were not built ({built.cpu_reason}); reinstall with EVSAM_BUILD_CPU=1"
+    return None
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("reference", "PyTorch, on any device", None, lambda: None),
+        Backend("cpu", "C++ kernels, on the CPU", ("cpu",), _cpu_unavailable),
+    )
+}
+
+
+def require(name: str, device_type: str) -> Backend:
+    """Return the backend called `name`, ready to run on `device_type`.
+
+    Raises:
+        ValueError: no backend has that name, or it does not run on such a device.
+        BackendUnavailableError: it exists but cannot run on this machine.
+    """
+    backend = BACKENDS.get(name)
+    if backend is None:
+        raise ValueError(
+            f"backend must be one of {', '.join(map(repr, [AUTO, *BACKENDS]))}, got {name!r}"
+        )
+    if not backend.accepts(device_type):
+        raise ValueError(
+            f"backend {name!r} runs on {' or '.join(backend.device_types or ())} tensors, "
+            f"got a tensor on {device_type!r}; move the tensor or choose another backend"
+        )
+    reason = backend.why_unavailable()
+    if reason is not None:
+        raise BackendUnavailableError(f"backend {name!r} is not available here: {reason}")
+    return backend
+
+
+def auto_order(device_type: str) -> tuple[str, ...]:
+    """Names of the backends "auto" tries for tensors on `device_type`, fastest first."""
+    fastest_first = ("cpu", "reference")
+    return tuple(
+        name
+        for name in fastest_first
+        if BACKENDS[name].accepts(device_type) and BACKENDS[name].why_unavailable() is None
+    )

@@ -1,0 +1,1 @@
+"""Convolution, bias, activation and residual in one operation."""

@@ -1,0 +1,1 @@
+"""3x3 convolution, activation and 1x1 convolution in one operation."""

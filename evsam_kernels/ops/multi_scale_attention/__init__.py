@@ -1,0 +1,1 @@
+"""Multi-scale linear attention: the whole LiteMLA block in one operation."""

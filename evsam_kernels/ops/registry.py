@@ -1,0 +1,199 @@
+"""Registers operations with `torch.library` and finds the kernel that runs a call.
+
+An operation is one formula (`ops/<op>/reference.py`), one shape function that also checks the
+arguments, and any number of kernels (`ops/<op>/<backend>.py`). Schema, fake, autograd and choice of
+backend follow from these and are the same for every operation, so they live here.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evsam_kernels import backends
+from evsam_kernels.ops.layout import accumulation_dtype, channels_last, empty_channels_last
+
+NAMESPACE = "evsam"
+OPERATIONS = (
+    "conv_act",
+    "fused_mbconv",
+    "mbconv",
+    "relu_linear_attention",
+    "multi_scale_attention",
+    "layer_norm_2d",
+    "upsample_add",
+)
+
+Kernel = Callable[..., Tensor]
+
+
+def has_kernel(op: str, backend: str) -> bool:
+    """Whether `backend` has a kernel for `op` (whether or not it can run here)."""
+    return importlib.util.find_spec(f"evsam_kernels.ops.{op}.{backend}") is not None
+
+
+@functools.cache
+def formula(op: str) -> Kernel:
+    """The operation's readable PyTorch formula, computed at the dtype of its arguments."""
+    return getattr(importlib.import_module(f"evsam_kernels.ops.{op}.reference"), op)
+
+
+def chosen_backend(op: str, backend: str, device_type: str) -> str:
+    """The name of the backend that runs `op` on `device_type` when `backend` is asked for.
+
+    Raises:
+        ValueError: unknown backend, or one that does not run on such a device.
+        BackendUnavailableError: the named backend cannot run here or has no kernel for `op`.
+    """
+    if backend == backends.AUTO:
+        return next(name for name in backends.auto_order(device_type) if has_kernel(op, name))
+    backends.require(backend, device_type)
+    if not has_kernel(op, backend):
+        having = [name for name in backends.BACKENDS if has_kernel(op, name)]
+        raise backends.BackendUnavailableError(
+            f"backend {backend!r} has no kernel for {op}; it runs on {', '.join(having)}; "
+            f"choose one of these or backend='auto'"
+        )
+    return backend
+
+
+@functools.cache
+def kernel(op: str, backend: str, device_type: str) -> Kernel:
+    """The function that runs `op`; see `chosen_backend` for what it raises."""
+    name = chosen_backend(op, backend, device_type)
+    if name == "reference":
+        return functools.partial(_run_formula, formula(op))
+    return getattr(importlib.import_module(f"evsam_kernels.ops.{op}.{name}"), op)
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return function(argument)
+    if isinstance(argument, (list, tuple)):
+        return [_map_tensors(function, item) for item in argument]
+    return argument
+
+
+def tensors_of(operands: Sequence[Any]) -> list[Tensor]:
+    """All tensors among `operands`, lists flattened, in order."""
+    found: list[Tensor] = []
+    _map_tensors(lambda tensor: found.append(tensor) or tensor, operands)  # type: ignore[func-returns-value]
+    return found
+
+
+def _run_formula(reference: Kernel, *operands: Any) -> Tensor:
+    """Run a formula at the accumulation dtype and round its result once to the storage dtype."""
+    storage = tensors_of(operands)[0]
+    wide = accumulation_dtype(storage.dtype)
+    with torch.autocast(device_type=storage.device.type, enabled=False):
+        result = reference(*_map_tensors(lambda tensor: tensor.to(wide), operands))
+    result = channels_last(result.to(storage.dtype))
+    # An operator must not return one of its inputs.
+    return result.clone() if any(result is tensor for tensor in tensors_of(operands)) else result
+
+
+def _gradients(
+    reference: Kernel, grad: Tensor, wanted: Sequence[bool], operands: Sequence[Any]
+) -> list[Tensor]:
+    """Gradients of a formula with respect to the wanted tensors, each at its operand's dtype."""
+    tensors = tensors_of(operands)
+    wide = accumulation_dtype(tensors[0].dtype)
+    primals = [tensor.to(wide) for tensor in tensors]
+    chosen = [index for index, want in enumerate(wanted) if want]
+
+    def of_chosen(*values: Tensor) -> Tensor:
+        substituted = list(primals)
+        for index, value in zip(chosen, values, strict=True):
+            substituted[index] = value
+        remaining = iter(substituted)
+        return reference(*_map_tensors(lambda _: next(remaining), operands))
+
+    with torch.autocast(device_type=grad.device.type, enabled=False):
+        _, vjp = torch.func.vjp(of_chosen, *(primals[index] for index in chosen))
+        gradients = vjp(grad.to(wide))
+    return [
+        gradient.to(tensors[index].dtype).clone(memory_format=torch.contiguous_format)
+        for index, gradient in zip(chosen, gradients, strict=True)
+    ]
+
+
+def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence[int]]) -> Kernel:
+    """Register `op` with `torch.library` and return the callable operator.
+
+    The operator takes the operands of `operands_schema` and the backend's name, checks them, and
+    returns a dense NHWC tensor with the dtype of the first tensor operand. Its gradient is that of
+    the formula.
+
+    Args:
+        op: name of the operation, of its folder and of its formula.
+        operands_schema: the operands in `torch.library` schema syntax, tensors and settings.
+        output_shape: called with the operands; checks them and returns the output's `[B, C, H, W]`.
+    """
+    qualified = f"{NAMESPACE}::{op}"
+    torch.library.define(qualified, f"({operands_schema}, str backend) -> Tensor")
+    torch.library.define(
+        f"{qualified}_backward", f"(Tensor grad, bool[] wanted, {operands_schema}) -> Tensor[]"
+    )
+    operator = getattr(getattr(torch.ops, NAMESPACE), op).default
+    backward_operator = getattr(getattr(torch.ops, NAMESPACE), f"{op}_backward").default
+
+    def run(*arguments: Any) -> Tensor:
+        *operands, backend = arguments
+        output_shape(*operands)
+        return kernel(op, backend, tensors_of(operands)[0].device.type)(*operands)
+
+    def fake(*arguments: Any) -> Tensor:
+        *operands, _ = arguments
+        shape = output_shape(*operands)
+        return empty_channels_last(tensors_of(operands)[0], shape)
+
+    def run_backward(grad: Tensor, wanted: Sequence[bool], *operands: Any) -> list[Tensor]:
+        return _gradients(formula(op), grad, wanted, operands)
+
+    def fake_backward(grad: Tensor, wanted: Sequence[bool], *operands: Any) -> list[Tensor]:
+        return [
+            tensor.new_empty(tensor.shape)
+            for tensor, want in zip(tensors_of(operands), wanted, strict=True)
+            if want
+        ]
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *operands, _ = inputs
+        ctx.save_for_backward(*tensors_of(operands))
+        ctx.operands = _map_tensors(lambda _: _SAVED, operands)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        saved = iter(ctx.saved_tensors)
+        operands = _map_saved(lambda: next(saved), ctx.operands)
+        wanted = [tensor.requires_grad for tensor in ctx.saved_tensors]
+        gradients = iter(backward_operator(grad, wanted, *operands))
+        of_operands = iter([next(gradients) if want else None for want in wanted])
+        return (*_map_saved(lambda: next(of_operands), ctx.operands, otherwise=None), None)
+
+    torch.library.impl(qualified, "CompositeExplicitAutograd")(run)
+    torch.library.impl(f"{qualified}_backward", "CompositeExplicitAutograd")(run_backward)
+    torch.library.register_fake(qualified)(fake)
+    torch.library.register_fake(f"{qualified}_backward")(fake_backward)
+    torch.library.register_autograd(qualified, backward, setup_context=save)
+    return operator
+
+
+_SAVED = object()
+"""Stands for a saved tensor among the operands kept for the backward pass."""
+
+_AS_KEPT = object()
+
+
+def _map_saved(produce: Callable[[], Any], operands: Any, otherwise: Any = _AS_KEPT) -> Any:
+    """Replace every saved tensor's place by `produce()`, anything else by `otherwise` if given."""
+    if operands is _SAVED:
+        return produce()
+    if isinstance(operands, list):
+        return [_map_saved(produce, item, otherwise) for item in operands]
+    return operands if otherwise is _AS_KEPT else otherwise

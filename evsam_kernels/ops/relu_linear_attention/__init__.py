@@ -1,0 +1,1 @@
+"""ReLU linear attention over the pixels of a map."""

@@ -1,0 +1,1 @@
+"""Sum of maps resized to one size."""
