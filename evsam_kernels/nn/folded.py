@@ -1,0 +1,303 @@
+"""Inference modules: BatchNorm folded into the convolutions, each forward one operation or a few."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from evsam_kernels import ops
+
+
+def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
+    return None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
+
+
+class FoldedBlock(nn.Module):
+    """A block after folding: takes any floating input, computes at its own dtype and returns that.
+
+    Its weights are parameters that do not require gradients; gradients of the input flow through.
+
+    Attributes:
+        operation: name of the operation that computes it.
+        backend: backend asked for; "auto" chooses at every call.
+    """
+
+    operation: str
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype it computes at."""
+        return next(self.parameters()).dtype
+
+    def _enter(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            raise TypeError(
+                f"{type(self).__name__} takes a floating tensor, got {x.dtype}; convert it with "
+                f".to(torch.{str(self.dtype).removeprefix('torch.')})"
+            )
+        return x.to(self.dtype)
+
+
+class FoldedConv(FoldedBlock):
+    """ConvLayer as one `conv_act`: `[B, C_in, H, W]` -> `[B, C_out, H', W']`."""
+
+    operation = "conv_act"
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        activation: str | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(backend)
+        self.weight = _frozen(weight)
+        self.bias = _frozen(bias)
+        self.stride = stride
+        self.dilation = dilation
+        self.groups = groups
+        self.activation = activation
+
+    def extra_repr(self) -> str:
+        out_channels, in_channels, kernel_size, _ = self.weight.shape
+        return (
+            f"{in_channels * self.groups}, {out_channels}, kernel_size={kernel_size}, "
+            f"stride={self.stride}, groups={self.groups}, activation={self.activation}, "
+            f"backend={self.backend}"
+        )
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return ops.conv_act(
+            self._enter(x),
+            self.weight,
+            self.bias,
+            residual,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+            activation=self.activation,
+            backend=self.backend,
+        )
+
+
+class FoldedConvChain(FoldedBlock):
+    """Convolutions in turn, and the chain's input added to the last where `residual` is set."""
+
+    operation = "conv_act"
+
+    def __init__(self, convs: Sequence[FoldedConv], *, residual: bool, backend: str) -> None:
+        super().__init__(backend)
+        self.convs = nn.ModuleList(convs)
+        self.residual = residual
+
+    def extra_repr(self) -> str:
+        return f"residual={self.residual}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x = self._enter(x)
+        *first, last = self.convs
+        for conv in first:
+            y = conv(y)
+        return last(y, x if self.residual else None)
+
+
+class FoldedFusedMBConv(FoldedBlock):
+    """FusedMBConv as one `fused_mbconv`: `[B, C_in, H, W]` -> `[B, C_out, H', W']`."""
+
+    operation = "fused_mbconv"
+
+    def __init__(
+        self, spatial: FoldedConv, point: FoldedConv, *, residual: bool, backend: str
+    ) -> None:
+        super().__init__(backend)
+        self.spatial_weight, self.spatial_bias = spatial.weight, spatial.bias
+        self.point_weight, self.point_bias = point.weight, point.bias
+        self.stride = spatial.stride
+        self.activation = spatial.activation
+        self.residual = residual
+
+    def extra_repr(self) -> str:
+        mid_channels, in_channels, kernel_size, _ = self.spatial_weight.shape
+        return (
+            f"{in_channels}, {mid_channels}, {self.point_weight.shape[0]}, "
+            f"kernel_size={kernel_size}, stride={self.stride}, activation={self.activation}, "
+            f"residual={self.residual}, backend={self.backend}"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._enter(x)
+        return ops.fused_mbconv(
+            x,
+            self.spatial_weight,
+            self.spatial_bias,
+            self.point_weight,
+            self.point_bias,
+            x if self.residual else None,
+            stride=self.stride,
+            activation=self.activation,
+            backend=self.backend,
+        )
+
+
+class FoldedMBConv(FoldedBlock):
+    """MBConv as one `mbconv`: `[B, C_in, H, W]` -> `[B, C_out, H', W']`."""
+
+    operation = "mbconv"
+
+    def __init__(
+        self,
+        expand: FoldedConv,
+        depth: FoldedConv,
+        point: FoldedConv,
+        *,
+        residual: bool,
+        backend: str,
+    ) -> None:
+        super().__init__(backend)
+        self.expand_weight, self.expand_bias = expand.weight, expand.bias
+        self.depth_weight, self.depth_bias = depth.weight, depth.bias
+        self.point_weight, self.point_bias = point.weight, point.bias
+        self.stride = depth.stride
+        self.activation = depth.activation
+        self.residual = residual
+
+    def extra_repr(self) -> str:
+        mid_channels, in_channels = self.expand_weight.shape[:2]
+        return (
+            f"{in_channels}, {mid_channels}, {self.point_weight.shape[0]}, "
+            f"kernel_size={self.depth_weight.shape[-1]}, stride={self.stride}, "
+            f"activation={self.activation}, residual={self.residual}, backend={self.backend}"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._enter(x)
+        return ops.mbconv(
+            x,
+            self.expand_weight,
+            self.expand_bias,
+            self.depth_weight,
+            self.depth_bias,
+            self.point_weight,
+            self.point_bias,
+            x if self.residual else None,
+            stride=self.stride,
+            activation=self.activation,
+            backend=self.backend,
+        )
+
+
+class FoldedLiteMLA(FoldedBlock):
+    """LiteMLA as one `multi_scale_attention`: `[B, C_in, H, W]` -> `[B, C_out, H, W]`."""
+
+    operation = "multi_scale_attention"
+
+    def __init__(
+        self,
+        qkv: FoldedConv,
+        depths: Sequence[FoldedConv],
+        groups: Sequence[FoldedConv],
+        proj: FoldedConv,
+        *,
+        head_dim: int,
+        eps: float,
+        residual: bool,
+        backend: str,
+    ) -> None:
+        super().__init__(backend)
+        self.qkv_weight, self.qkv_bias = qkv.weight, qkv.bias
+        self.depth_weights = nn.ParameterList(conv.weight for conv in depths)
+        self.group_weights = nn.ParameterList(conv.weight for conv in groups)
+        # Aggregations have biases at every scale or at none.
+        self.depth_biases = nn.ParameterList(c.bias for c in depths if c.bias is not None)
+        self.group_biases = nn.ParameterList(c.bias for c in groups if c.bias is not None)
+        self.proj_weight, self.proj_bias = proj.weight, proj.bias
+        self.head_dim = head_dim
+        self.eps = eps
+        self.residual = residual
+
+    def extra_repr(self) -> str:
+        scales = tuple(weight.shape[-1] for weight in self.depth_weights)
+        return (
+            f"{self.qkv_weight.shape[1]}, {self.proj_weight.shape[0]}, head_dim={self.head_dim}, "
+            f"scales={scales}, residual={self.residual}, backend={self.backend}"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._enter(x)
+        return ops.multi_scale_attention(
+            x,
+            self.qkv_weight,
+            self.qkv_bias,
+            list(self.depth_weights),
+            list(self.depth_biases),
+            list(self.group_weights),
+            list(self.group_biases),
+            self.proj_weight,
+            self.proj_bias,
+            x if self.residual else None,
+            head_dim=self.head_dim,
+            eps=self.eps,
+            backend=self.backend,
+        )
+
+
+class FoldedLayerNorm2d(FoldedBlock):
+    """LayerNorm2d as one `layer_norm_2d`: `[B, C, H, W]` -> `[B, C, H, W]`."""
+
+    operation = "layer_norm_2d"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, eps: float, backend: str) -> None:
+        super().__init__(backend)
+        self.weight = _frozen(weight)
+        self.bias = _frozen(bias)
+        self.eps = eps
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}, backend={self.backend}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm_2d(
+            self._enter(x), self.weight, self.bias, eps=self.eps, backend=self.backend
+        )
+
+
+class FoldedNeck(FoldedBlock):
+    """SamNeck whose merge is one `upsample_add`: dict of maps -> the dict with the outputs added."""
+
+    operation = "upsample_add"
+
+    def __init__(
+        self,
+        inputs: dict[str, FoldedConv],
+        size: tuple[int, int],
+        middle: nn.Module,
+        outputs: dict[str, nn.Module],
+        *,
+        backend: str,
+    ) -> None:
+        super().__init__(backend)
+        self.input_keys = list(inputs)
+        self.input_ops = nn.ModuleList(inputs.values())
+        self.size = size
+        self.middle = middle
+        self.output_keys = list(outputs)
+        self.output_ops = nn.ModuleList(outputs.values())
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, backend={self.backend}"
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        maps = [op(features[key]) for key, op in zip(self.input_keys, self.input_ops, strict=True)]
+        x = self.middle(ops.upsample_add(maps, self.size, backend=self.backend))
+        outputs = zip(self.output_keys, self.output_ops, strict=True)
+        return {**features, **{key: op(x) for key, op in outputs}}
