@@ -1,4 +1,4 @@
-"""`fuse()`: swaps the blocks of EfficientViT-SAM for their folded forms, whoever wrote the model."""
+"""`fuse()`: swaps the blocks of EfficientViT-SAM for folded ones, whoever wrote the model."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ def fuse(
 ) -> nn.Module:
     """Swap every block that is recognised for an inference module with BatchNorm folded in.
 
-    Blocks are recognised by class name and attributes, not by base class, so that models written by
-    others with the structure of the `efficientvit` package are fused too: ConvLayer, DSConv, MBConv,
-    FusedMBConv, ResBlock, LiteMLA, LayerNorm2d, ResidualBlock round any of these, and SamNeck.
-    BatchNorm is folded in float64. Modules that are not recognised keep their class, their dtype and
-    their behaviour; where `dtype` differs from theirs, what reaches them is converted.
+    Blocks are recognised by class name and attributes, not by base class, so that models written
+    by others with the structure of the `efficientvit` package are fused too: ConvLayer, DSConv,
+    MBConv, FusedMBConv, ResBlock, LiteMLA, LayerNorm2d, ResidualBlock round any of these, SamNeck.
+    BatchNorm is folded in float64. Modules that are not recognised keep their class, dtype and
+    behaviour; where `dtype` differs from theirs, what reaches them is converted.
 
     Args:
         module: a model or block in eval mode.
@@ -119,9 +119,7 @@ def fuse(
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if dtype is not None and dtype not in FLOATING_DTYPES:
-        raise TypeError(
-            f"dtype must be None, {', '.join(map(str, FLOATING_DTYPES))}, got {dtype}"
-        )
+        raise TypeError(f"dtype must be None, {', '.join(map(str, FLOATING_DTYPES))}, got {dtype}")
     for path, submodule in module.named_modules():
         if submodule.training:
             raise ValueError(
@@ -132,7 +130,7 @@ def fuse(
     fused = fuser.fused(module, "")
     if dtype is not None:
         _convert_inputs_of_left_modules(fused, dtype)
-    fused.fusion_report = fuser.report
+    fused.fusion_report = fuser.report  # type: ignore[assignment]
     return fused
 
 

@@ -1,4 +1,4 @@
-"""Which backends exist on this machine, why the others do not, and in what order "auto" tries them."""
+"""Which backends exist here, why the others do not, and in what order "auto" tries them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import evsam_kernels.backends.build_info as build_info
+from evsam_kernels.backends import build_info
 
 __all__ = ["AUTO", "BACKENDS", "Backend", "BackendUnavailableError", "auto_order", "require"]
 
@@ -25,7 +25,7 @@ class Backend:
         name: what users type.
         executes: what runs its kernels, for people.
         device_types: `torch.device.type` values it accepts; None means every device.
-        why_unavailable: returns None where the backend can run, otherwise the reason and the remedy.
+        why_unavailable: returns None where the backend can run, else the reason and the remedy.
     """
 
     name: str
@@ -44,7 +44,9 @@ def _cpu_unavailable() -> str | None:
         built = build_info.read()
         if built.cpu_built:
             return f"the C++ kernels were built but cannot be loaded: {error}"
-        return f"the C++ kernels were not built ({built.cpu_reason}); reinstall with EVSAM_BUILD_CPU=1"
+        return (
+            f"the C++ kernels were not built ({built.cpu_reason}); reinstall with EVSAM_BUILD_CPU=1"
+        )
     return None
 
 

@@ -1,4 +1,4 @@
-"""Trainable drop-ins for the modules of EfficientViT-SAM: same arguments, same state, same results."""
+"""Trainable drop-ins for the modules of EfficientViT-SAM: same arguments, state and results."""
 
 from evsam_kernels.nn.attention import EfficientViTBlock, LiteMLA
 from evsam_kernels.nn.backbone import EfficientViTLargeBackbone

@@ -23,7 +23,7 @@ def _local_block(
     act_func: str | None,
     fewer_norm: bool,
 ) -> nn.Module:
-    """A convolution block; with `fewer_norm`, bias on every conv but the last and norm only there."""
+    """A convolution block; with `fewer_norm`, bias on every conv but the last, norm on the last."""
     block, convs = {"res": (ResBlock, 2), "fmb": (FusedMBConv, 2), "mb": (MBConv, 3)}[kind]
     return block(
         in_channels,
@@ -37,17 +37,17 @@ def _local_block(
 
 
 class EfficientViTLargeBackbone(nn.Module):
-    """Feature maps at every stage: `[B, in_channels, H, W]` -> dict of `[B, width, H / 2^i, W / 2^i]`.
+    """Feature maps of every stage: `[B, in_channels, H, W]` -> dict of `[B, width, H', W']`.
 
-    The dict has keys "input", "stage0", ... and "stage_final". Stage 0 is a stride-2 convolution and
-    `depth_list[0]` residual blocks; every later stage is a stride-2 block and `depth_list[i]` residual
-    blocks.
+    The dict has keys "input", "stage0", ... and "stage_final"; every stage halves height and width.
+    Stage 0 is a strided convolution, every later stage begins with a strided block; then come
+    `depth_list[i]` residual blocks.
 
     Args:
         width_list: channels of every stage.
         depth_list: residual blocks of every stage.
         block_list: "res", "fmb", "mb", "att" (scale 5) or "att@3" (scale 3) per stage.
-        expand_list: expansion of every stage's residual blocks; the stride-2 block has four times it.
+        expand_list: expansion of a stage's residual blocks; its strided block has four times that.
         fewer_norm_list: whether a stage's blocks normalise only their last convolution.
         in_channels: channels of the image.
         qkv_dim: channels of one attention head's q.
@@ -83,7 +83,8 @@ class EfficientViTLargeBackbone(nn.Module):
         ):
             if len(values) != stages:
                 raise ValueError(
-                    f"{name} must have one entry per stage ({stages}, as width_list), got {len(values)}"
+                    f"{name} must have one entry per stage ({stages}, as width_list has), "
+                    f"got {len(values)}"
                 )
         known = ("res", "fmb", "mb", *_ATTENTION_SCALES)
         if unknown := [kind for kind in block_list if kind not in known]:

@@ -1,13 +1,22 @@
-"""Inference modules: BatchNorm folded into the convolutions, each forward one operation or a few."""
+"""Inference modules: BatchNorm folded into the convolutions, each forward a few operations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 
 from evsam_kernels import ops
+
+
+@overload
+def _frozen(tensor: Tensor) -> nn.Parameter: ...
+
+
+@overload
+def _frozen(tensor: Tensor | None) -> nn.Parameter | None: ...
 
 
 def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
@@ -272,7 +281,7 @@ class FoldedLayerNorm2d(FoldedBlock):
 
 
 class FoldedNeck(FoldedBlock):
-    """SamNeck whose merge is one `upsample_add`: dict of maps -> the dict with the outputs added."""
+    """SamNeck merging by one `upsample_add`: dict of maps -> the dict with the outputs added."""
 
     operation = "upsample_add"
 

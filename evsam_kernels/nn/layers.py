@@ -22,8 +22,8 @@ ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of every pixel: `[B, C, H, W]` -> `[B, C, H, W]`.
 
-    Constructor and state as `torch.nn.LayerNorm`; statistics in float32 for every dtype but float64,
-    so that half precision does not overflow.
+    Constructor and state as `torch.nn.LayerNorm`; statistics in float32 for every dtype but
+    float64, so that half precision does not overflow.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +46,8 @@ def build_activation(name: str | None) -> nn.Module | None:
         return None
     if name not in ACTIVATION_MODULES:
         raise ValueError(
-            f"act_func must be None or one of {', '.join(map(repr, ACTIVATION_MODULES))}, got {name!r}"
+            f"act_func must be None or one of {', '.join(map(repr, ACTIVATION_MODULES))}, "
+            f"got {name!r}"
         )
     return ACTIVATION_MODULES[name]()
 

@@ -13,9 +13,10 @@ _MIDDLE_BLOCKS = {"mb": (MBConv, 3), "fmb": (FusedMBConv, 2), "res": (ResBlock, 
 
 
 class SamNeck(nn.Module):
-    """Merge feature maps: dict of `[B, C_i, h_i, w_i]` -> the dict with "sam_encoder" `[B, out_dim, 64, 64]`.
+    """Merge feature maps into the embedding.
 
-    Every input goes through a 1x1 convolution and bicubic resizing to 64x64; their sum goes through
+    A dict of `[B, C_i, h_i, w_i]` -> the dict with "sam_encoder" `[B, out_dim, 64, 64]`. Every
+    input goes through a 1x1 convolution and bicubic resizing to 64x64; their sum goes through
     `head_depth` residual blocks and a 1x1 convolution with bias.
 
     Args:
@@ -48,7 +49,8 @@ class SamNeck(nn.Module):
         super().__init__()
         if middle_op not in _MIDDLE_BLOCKS:
             raise ValueError(
-                f"middle_op must be one of {', '.join(map(repr, _MIDDLE_BLOCKS))}, got {middle_op!r}"
+                f"middle_op must be one of {', '.join(map(repr, _MIDDLE_BLOCKS))}, "
+                f"got {middle_op!r}"
             )
         if len(fid_list) != len(in_channel_list):
             raise ValueError(
@@ -83,7 +85,11 @@ class SamNeck(nn.Module):
         )
         self.output_keys = ["sam_encoder"]
         self.output_ops = nn.ModuleList(
-            [OpSequential([ConvLayer(head_width, out_dim, 1, use_bias=True, norm=None, act_func=None)])]
+            [
+                OpSequential(
+                    [ConvLayer(head_width, out_dim, 1, use_bias=True, norm=None, act_func=None)]
+                )
+            ]
         )
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:

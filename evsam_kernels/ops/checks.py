@@ -96,7 +96,8 @@ def check_pointwise(op: str, name: str, weight: Tensor) -> None:
     """Check that a convolution weight is 1x1."""
     require(
         weight.dim() == 4 and weight.shape[2] == 1 and weight.shape[3] == 1,
-        f"{op}: {name} must have shape [out_channels, in_channels, 1, 1], got {tuple(weight.shape)}",
+        f"{op}: {name} must have shape [out_channels, in_channels, 1, 1], "
+        f"got {tuple(weight.shape)}",
     )
 
 

@@ -72,7 +72,7 @@ def kernel(op: str, backend: str, device_type: str) -> Kernel:
     return getattr(importlib.import_module(f"evsam_kernels.ops.{op}.{name}"), op)
 
 
-def _map_tensors(function: Callable[[Tensor], Tensor], argument: Any) -> Any:
+def _map_tensors(function: Callable[[Tensor], Any], argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return function(argument)
     if isinstance(argument, (list, tuple)):
@@ -83,7 +83,7 @@ def _map_tensors(function: Callable[[Tensor], Tensor], argument: Any) -> Any:
 def tensors_of(operands: Sequence[Any]) -> list[Tensor]:
     """All tensors among `operands`, lists flattened, in order."""
     found: list[Tensor] = []
-    _map_tensors(lambda tensor: found.append(tensor) or tensor, operands)  # type: ignore[func-returns-value]
+    _map_tensors(found.append, operands)
     return found
 
 
@@ -115,7 +115,7 @@ def _gradients(
         return reference(*_map_tensors(lambda _: next(remaining), operands))
 
     with torch.autocast(device_type=grad.device.type, enabled=False):
-        _, vjp = torch.func.vjp(of_chosen, *(primals[index] for index in chosen))
+        vjp = torch.func.vjp(of_chosen, *(primals[index] for index in chosen))[1]
         gradients = vjp(grad.to(wide))
     return [
         gradient.to(tensors[index].dtype).clone(memory_format=torch.contiguous_format)

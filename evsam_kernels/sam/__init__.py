@@ -1,4 +1,4 @@
-"""EfficientViT-SAM: the model, its variants and checkpoints, predictor and automatic mask generator."""
+"""EfficientViT-SAM: the model, its variants and checkpoints, predictor and mask generator."""
 
 from evsam_kernels.sam.checkpoint import CheckpointError
 from evsam_kernels.sam.mask_decoder import MaskDecoder, TwoWayTransformer

@@ -31,8 +31,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no checkpoint at {path}; download it from the authors and pass its path as weight_url, "
-            f"or build the model with pretrained=False"
+            f"no checkpoint at {path}; download it from the authors and pass its path as "
+            f"weight_url, or build the model with pretrained=False"
         )
     content: Any
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -120,7 +122,7 @@ class TwoWayTransformer(nn.Module):
     def forward(
         self, image_embedding: Tensor, image_pe: Tensor, point_embedding: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`[B, C, h, w]`, `[1 or B, C, h, w]`, tokens `[B, N, C]` -> tokens, image `[B, h * w, C]`."""
+        """Image and its encoding `[B, C, h, w]`, tokens `[B, N, C]` -> tokens, `[B, h * w, C]`."""
         keys = image_embedding.flatten(2).transpose(1, 2)
         key_pe = image_pe.flatten(2).transpose(1, 2)
         queries = point_embedding
@@ -137,8 +139,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
         self.layers = nn.ModuleList(
-            nn.Linear(width, following)
-            for width, following in zip(widths[:-1], widths[1:], strict=True)
+            nn.Linear(width, following) for width, following in itertools.pairwise(widths)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -248,10 +249,7 @@ class MaskDecoder(nn.Module):
         image = image.transpose(1, 2).unflatten(2, (height, width))
         upscaled = self.output_upscaling(image)  # [B, C / 8, 4 h, 4 w]
         weights = torch.stack(
-            [
-                mlp(tokens[:, 1 + index])
-                for index, mlp in enumerate(self.output_hypernetworks_mlps)
-            ],
+            [mlp(tokens[:, 1 + index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)],
             dim=1,
         )  # [B, masks, C / 8]
         masks = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])

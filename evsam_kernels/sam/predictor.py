@@ -259,7 +259,7 @@ class EfficientViTSamPredictor:
 
         Raises:
             RuntimeError: no image is set.
-            TypeError, ValueError: as for `predict`, or batches that are empty or of different lengths.
+            TypeError, ValueError: as for `predict`, or batches that are empty or differ in length.
         """
         index = self._checked_index(image_index)
         point_coords, point_labels = _checked_points(point_coords, point_labels, (None, None))

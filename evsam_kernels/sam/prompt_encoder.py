@@ -21,9 +21,7 @@ class RandomFourierFeatures(nn.Module):
 
     def __init__(self, num_frequencies: int) -> None:
         super().__init__()
-        self.register_buffer(
-            "positional_encoding_gaussian_matrix", torch.randn(2, num_frequencies)
-        )
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, num_frequencies))
         self.positional_encoding_gaussian_matrix: Tensor
 
     def forward(self, positions: Tensor) -> Tensor:
@@ -60,7 +58,6 @@ class PromptEncoder(nn.Module):
         self.input_image_size = input_image_size
         self.mask_input_size = (4 * image_embedding_size[0], 4 * image_embedding_size[1])
         self.pe_layer = RandomFourierFeatures(embed_dim // 2)
-        # Background point, foreground point, top left corner, bottom right corner.
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, embed_dim)
         self.mask_downscaling = nn.Sequential(
@@ -90,13 +87,17 @@ class PromptEncoder(nn.Module):
         frame = torch.tensor([width, height], dtype=wide, device=coords.device)
         return self.pe_layer((coords.to(wide) + 0.5) / frame)
 
+    def _point_embedding(self, kind: int) -> Tensor:
+        """`[1, embed_dim]`: background point, foreground point, top left, bottom right corner."""
+        return self.point_embeddings[kind].get_parameter("weight")
+
     def _embed_points(self, coords: Tensor, labels: Tensor, pad: bool) -> Tensor:
         """Points `[B, N, 2]` and labels `[B, N]` -> `[B, N (+ 1), embed_dim]`."""
         if pad:  # SAM was trained with one token that is no point wherever there is no box.
             coords = torch.cat([coords, coords.new_zeros(coords.shape[0], 1, 2)], dim=1)
             labels = torch.cat([labels, labels.new_full((labels.shape[0], 1), _NOT_A_POINT)], dim=1)
         labels = labels[..., None]
-        background, foreground = (embedding.weight for embedding in self.point_embeddings[:2])
+        background, foreground = self._point_embedding(0), self._point_embedding(1)
         tokens = self._encode_positions(coords)
         tokens = torch.where(labels == _NOT_A_POINT, self.not_a_point_embed.weight, tokens)
         tokens = torch.where(labels == 0, tokens + background, tokens)
@@ -104,7 +105,7 @@ class PromptEncoder(nn.Module):
 
     def _embed_boxes(self, boxes: Tensor) -> Tensor:
         """Boxes `[B, 4]` as (x0, y0, x1, y1) -> `[B, 2, embed_dim]`."""
-        corners = torch.cat([embedding.weight for embedding in self.point_embeddings[2:]])
+        corners = torch.cat([self._point_embedding(2), self._point_embedding(3)])
         return self._encode_positions(boxes.reshape(-1, 2, 2)) + corners
 
     def forward(

@@ -1,4 +1,4 @@
-"""Weights made from the names of a state dict alone, for tests and demonstrations without a checkpoint."""
+"""Weights made from the names in a state dict, for tests and demonstrations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def synthetic_array(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The value of one entry of a state dict: a function of its name and shape.
 
     The Mersenne Twister behind `RandomState` is frozen by NumPy's compatibility policy (NEP 19), so
-    that golden numbers computed with these weights stay valid. The scales keep activations near one.
+    that golden numbers computed with these weights stay valid. The scales keep activations near 1.
 
     Returns:
         float32 of the shape given; int64 0 for `num_batches_tracked`.

@@ -103,8 +103,9 @@ def create_efficientvit_sam_model(
         name: "efficientvit-sam-l0", "-l1", "-l2", "-xl0" or "-xl1".
         pretrained: load weights; without it the model is randomly initialised.
         weight_url: path of the checkpoint, `.pt` (a state dict, bare or under "state_dict") or
-            `.safetensors`. Where not given, `assets/checkpoints/efficientvit_sam/efficientvit_sam_<variant>.pt`,
-            the place the authors' instructions put it. Nothing is downloaded.
+            `.safetensors`. Where not given, `efficientvit_sam_<variant>.pt` in
+            `assets/checkpoints/efficientvit_sam/`, where the authors' instructions put it. Nothing
+            is downloaded.
 
     Returns:
         The model, on the CPU, in eval mode; call `.train()` to train it.
@@ -114,9 +115,7 @@ def create_efficientvit_sam_model(
         FileNotFoundError: there is no such checkpoint.
     """
     if name not in VARIANTS:
-        raise ValueError(
-            f"name must be one of {', '.join(map(repr, VARIANTS))}, got {name!r}"
-        )
+        raise ValueError(f"name must be one of {', '.join(map(repr, VARIANTS))}, got {name!r}")
     model = _build(VARIANTS[name])
     if pretrained:
         variant = name.removeprefix("efficientvit-sam-")
@@ -128,7 +127,7 @@ def create_efficientvit_sam_model(
 def create_sam_model(
     name: str, pretrained: bool = True, weight_url: str | os.PathLike[str] | None = None
 ) -> EfficientViTSam:
-    """`create_efficientvit_sam_model` under its older name, where "xl1" is "efficientvit-sam-xl1"."""
+    """`create_efficientvit_sam_model` under its older name; "xl1" is "efficientvit-sam-xl1"."""
     prefix = "efficientvit-sam-"
     return create_efficientvit_sam_model(
         name if name.startswith(prefix) else prefix + name, pretrained, weight_url

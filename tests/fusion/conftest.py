@@ -1,4 +1,4 @@
-"""Fixtures of the fusion tests: the stand-in modules, and weights that leave nothing at its default."""
+"""Fixtures of the fusion tests: the stand-ins, and weights that leave nothing at its default."""
 
 from __future__ import annotations
 

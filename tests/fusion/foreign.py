@@ -1,4 +1,4 @@
-"""Stand-ins for somebody else's modules: the structure of the authors' package, no class of ours."""
+"""Stand-ins for others' modules: the structure of the authors' package, no class of ours."""
 
 from __future__ import annotations
 

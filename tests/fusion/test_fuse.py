@@ -150,7 +150,10 @@ def test_residual_blocks_of_every_kind(randomised, with_shortcut):
 @pytest.mark.parametrize(
     ("block", "reason"),
     [
-        (lambda m: foreign.ResidualBlock(m, foreign.IdentityLayer(), post_act="relu"), "activation"),
+        (
+            lambda m: foreign.ResidualBlock(m, foreign.IdentityLayer(), post_act="relu"),
+            "activation",
+        ),
         (
             lambda m: foreign.ResidualBlock(
                 m, foreign.IdentityLayer(), pre_norm=foreign.LayerNorm2d(8)

@@ -89,7 +89,7 @@ def test_lite_mla(dtype, size, fused):
 
 @pytest.fixture(scope="module")
 def encoder() -> nn.Module:
-    """The L0 encoder, with a last stage whose activations overflow the stock formulas in float16."""
+    """The L0 encoder, with activations that overflow the stock formulas in float16."""
     model = ek.create_efficientvit_sam_model("efficientvit-sam-l0", pretrained=False)
     load_synthetic_weights(model)
     encoder = model.image_encoder

@@ -58,11 +58,13 @@ def test_truncated_file(tmp_path, form):
     assert_untouched(model, before)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello, no checkpoint", pickle.dumps({"a": print}, protocol=2)])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello, no checkpoint", pickle.dumps({"a": print}, protocol=2)]
+)
 def test_foreign_file(tmp_path, content):
     path = tmp_path / "foreign.pt"
     path.write_bytes(content)
-    with pytest.raises(ek.CheckpointError, match="foreign.pt is not a readable checkpoint"):
+    with pytest.raises(ek.CheckpointError, match=r"foreign\.pt is not a readable checkpoint"):
         read_checkpoint(path)
 
 
@@ -126,13 +128,15 @@ def test_checkpoint_of_another_variant(tmp_path):
     with torch.device("meta"):
         other = ek.create_efficientvit_sam_model("efficientvit-sam-l1", pretrained=False)
     path = tmp_path / "l1.pt"
-    torch.save({key: torch.zeros(()).expand(t.shape) for key, t in other.state_dict().items()}, path)
+    torch.save(
+        {key: torch.zeros(()).expand(t.shape) for key, t in other.state_dict().items()}, path
+    )
     with pytest.raises(ek.CheckpointError, match="another variant's checkpoint"):
         ek.create_efficientvit_sam_model("efficientvit-sam-l0", weight_url=path)
 
 
 def test_unknown_name_lists_the_names():
-    with pytest.raises(ValueError, match="efficientvit-sam-l0.*efficientvit-sam-xl1"):
+    with pytest.raises(ValueError, match=r"efficientvit-sam-l0.*efficientvit-sam-xl1"):
         ek.create_efficientvit_sam_model("efficientvit-sam-l9", pretrained=False)
 
 

@@ -18,7 +18,5 @@ def fused_mbconv(
     activation: str | None = None,
 ) -> Tensor:  # [B, C_out, H_out, W_out]
     """conv1x1(activation(conv(x) + bias)) + bias + residual."""
-    expanded = conv_act(
-        x, spatial_weight, spatial_bias, None, stride=stride, activation=activation
-    )
+    expanded = conv_act(x, spatial_weight, spatial_bias, None, stride=stride, activation=activation)
     return conv_act(expanded, point_weight, point_bias, residual)

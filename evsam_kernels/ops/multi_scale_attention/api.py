@@ -56,7 +56,8 @@ def _output_shape(
     for name, biases in (("depth_biases", depth_biases), ("group_biases", group_biases)):
         require(
             len(biases) in (0, scales),
-            f"{op}: {name} must be empty or have one tensor per scale ({scales}), got {len(biases)}",
+            f"{op}: {name} must be empty or have one tensor per scale ({scales}), "
+            f"got {len(biases)}",
         )
         for index, bias in enumerate(biases):
             check_operand(op, f"{name}[{index}]", bias, (qkv_channels,), x)
@@ -105,7 +106,7 @@ def multi_scale_attention(
     eps: float = 1e-15,
     backend: str = "auto",
 ) -> Tensor:
-    """The whole LiteMLA block: qkv, its aggregation at every scale, attention, projection, residual.
+    """The whole LiteMLA block: qkv, aggregation at every scale, attention, projection, residual.
 
     Figure 2 of EfficientViT (arXiv 2205.14756) after folding BatchNorm. Differentiable in every
     tensor argument. Computes at the dtype of `x` whatever autocast says; what lies between is
@@ -115,9 +116,9 @@ def multi_scale_attention(
         x: `[B, C_in, H, W]`, float16, bfloat16, float32 or float64; any strides.
         qkv_weight: `[heads * 3 * head_dim, C_in, 1, 1]`, dtype of `x`.
         qkv_bias: `[heads * 3 * head_dim]` or None.
-        depth_weights: per extra scale, `[heads * 3 * head_dim, 1, k, k]` with k odd (k is the scale).
+        depth_weights: per extra scale k, `[heads * 3 * head_dim, 1, k, k]` with k odd.
         depth_biases: per extra scale, `[heads * 3 * head_dim]`; or empty.
-        group_weights: per extra scale, `[heads * 3 * head_dim, head_dim, 1, 1]` in 3 * heads groups.
+        group_weights: per extra scale, `[heads * 3 * head_dim, head_dim, 1, 1]`, 3 * heads groups.
         group_biases: per extra scale, `[heads * 3 * head_dim]`; or empty.
         proj_weight: `[C_out, heads * head_dim * (1 + scales), 1, 1]`.
         proj_bias: `[C_out]` or None.

@@ -35,6 +35,8 @@ def multi_scale_attention(
         depth_bias = depth_biases[index] if depth_biases else None
         group_bias = group_biases[index] if group_biases else None
         filtered = conv_act(qkv, depth_weight, depth_bias, None, groups=channels)
-        scales.append(conv_act(filtered, group_weight, group_bias, None, groups=channels // head_dim))
+        scales.append(
+            conv_act(filtered, group_weight, group_bias, None, groups=channels // head_dim)
+        )
     attended = relu_linear_attention(torch.cat(scales, dim=1), head_dim, eps)
     return conv_act(attended, proj_weight, proj_bias, residual)

@@ -22,9 +22,7 @@ def _output_shape(qkv: Tensor, head_dim: int, eps: float) -> tuple[int, int, int
     return (batch, channels // 3, height, width)
 
 
-_operator = register(
-    "relu_linear_attention", "Tensor qkv, int head_dim, float eps", _output_shape
-)
+_operator = register("relu_linear_attention", "Tensor qkv, int head_dim, float eps", _output_shape)
 
 
 def relu_linear_attention(

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evsam_kernels.ops.checks import check_map, check_operand, check_positive, check_tensors, require
+from evsam_kernels.ops.checks import (
+    check_map,
+    check_operand,
+    check_positive,
+    check_tensors,
+    require,
+)
 from evsam_kernels.ops.registry import register
 
 
@@ -29,8 +35,8 @@ def upsample_add(maps: Sequence[Tensor], size: tuple[int, int], *, backend: str 
     """Resize every map to `size` by bicubic interpolation and add them up.
 
     The merge in EfficientViT-SAM's neck. Interpolation as `torch.nn.functional.interpolate` does it
-    with `mode="bicubic", align_corners=False`. Differentiable in every map. Computes at the dtype of
-    the maps whatever autocast says, with float32 sums (float64 for float64).
+    with `mode="bicubic", align_corners=False`. Differentiable in every map. Computes at the dtype
+    of the maps whatever autocast says, with float32 sums (float64 for float64).
 
     Args:
         maps: one or more `[B, C, h, w]`, each with its own h and w, float16, bfloat16, float32 or

@@ -15,7 +15,5 @@ def upsample_add(
     width: int,
 ) -> Tensor:  # [B, C, height, width]
     """Sum of the maps after bicubic resizing, align_corners False (a = -0.75, no antialiasing)."""
-    resized = [
-        F.interpolate(x, (height, width), mode="bicubic", align_corners=False) for x in maps
-    ]
+    resized = [F.interpolate(x, (height, width), mode="bicubic", align_corners=False) for x in maps]
     return torch.stack(resized).sum(dim=0)
