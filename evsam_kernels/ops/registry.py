@@ -72,18 +72,19 @@ def kernel(op: str, backend: str, device_type: str) -> Kernel:
     return getattr(importlib.import_module(f"evsam_kernels.ops.{op}.{name}"), op)
 
 
-def _map_tensors(function: Callable[[Tensor], Any], argument: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Any], argument: Any) -> Any:
+    """Apply `function` to every tensor in `argument`, also inside lists; keep anything else."""
     if isinstance(argument, Tensor):
         return function(argument)
     if isinstance(argument, (list, tuple)):
-        return [_map_tensors(function, item) for item in argument]
+        return [map_tensors(function, item) for item in argument]
     return argument
 
 
 def tensors_of(operands: Sequence[Any]) -> list[Tensor]:
     """All tensors among `operands`, lists flattened, in order."""
     found: list[Tensor] = []
-    _map_tensors(found.append, operands)
+    map_tensors(found.append, operands)
     return found
 
 
@@ -92,7 +93,7 @@ def _run_formula(reference: Kernel, *operands: Any) -> Tensor:
     storage = tensors_of(operands)[0]
     wide = accumulation_dtype(storage.dtype)
     with torch.autocast(device_type=storage.device.type, enabled=False):
-        result = reference(*_map_tensors(lambda tensor: tensor.to(wide), operands))
+        result = reference(*map_tensors(lambda tensor: tensor.to(wide), operands))
     result = channels_last(result.to(storage.dtype))
     # An operator must not return one of its inputs.
     return result.clone() if any(result is tensor for tensor in tensors_of(operands)) else result
@@ -112,7 +113,7 @@ def _gradients(
         for index, value in zip(chosen, values, strict=True):
             substituted[index] = value
         remaining = iter(substituted)
-        return reference(*_map_tensors(lambda _: next(remaining), operands))
+        return reference(*map_tensors(lambda _: next(remaining), operands))
 
     with torch.autocast(device_type=grad.device.type, enabled=False):
         vjp = torch.func.vjp(of_chosen, *(primals[index] for index in chosen))[1]
@@ -166,7 +167,7 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *operands, _ = inputs
         ctx.save_for_backward(*tensors_of(operands))
-        ctx.operands = _map_tensors(lambda _: _SAVED, operands)
+        ctx.operands = map_tensors(lambda _: _SAVED, operands)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)

@@ -173,6 +173,12 @@ def test_nms_drops_only_above_the_threshold():
     assert box_nms(boxes, scores, 0.49).tolist() == [0]
 
 
+def test_nms_does_not_round_the_threshold():
+    boxes = torch.tensor([[0, 0, 10, 1], [0, 0, 1, 1]])
+    # In float32 the IoU of 1/10 is a little above the double 0.1, and torchvision drops the box.
+    assert box_nms(boxes, torch.tensor([1.0, 0.5]), 0.1).tolist() == [0]
+
+
 def test_nms_of_boxes_without_area_keeps_them():
     assert box_nms(torch.zeros(3, 4), torch.ones(3), 0.5).tolist() == [0, 1, 2]
 
@@ -250,6 +256,19 @@ def test_crop_windows():
         Crop((0, 30, 120, 100), 1),
         Crop((80, 0, 200, 70), 1),
         Crop((80, 30, 200, 100), 1),
+    ]
+
+
+def test_crop_windows_of_later_layers_overlap_less():
+    second = [crop.box for crop in crop_windows((100, 200), 2, 0.4) if crop.layer == 2]
+    # Overlap 20 pixels: windows of (200 + 3 * 20) / 4 by (100 + 3 * 20) / 4.
+    assert len(second) == 16
+    assert second[:5] == [
+        (0, 0, 65, 40),
+        (0, 20, 65, 60),
+        (0, 40, 65, 80),
+        (0, 60, 65, 100),
+        (45, 0, 110, 40),
     ]
 
 

@@ -1,0 +1,65 @@
+"""Which backend runs a call, and the errors of those that cannot."""
+
+from __future__ import annotations
+
+import pytest
+
+from evsam_kernels import BackendUnavailableError, backends
+from evsam_kernels.ops import registry
+
+
+@pytest.fixture
+def unavailable(monkeypatch):
+    """Make the cpu backend one that was not built."""
+    monkeypatch.setitem(
+        backends.BACKENDS,
+        "cpu",
+        backends.Backend("cpu", "C++", ("cpu",), lambda: "not built; install g++"),
+    )
+    registry.kernel.cache_clear()
+    yield
+    registry.kernel.cache_clear()
+
+
+def test_every_operation_has_a_reference():
+    assert all(registry.has_kernel(op, "reference") for op in registry.OPERATIONS)
+
+
+def test_unknown_backend_lists_the_known():
+    with pytest.raises(ValueError, match="one of 'auto', 'reference', 'cpu', got 'fastest'"):
+        registry.kernel("conv_act", "fastest", "cpu")
+
+
+def test_named_backend_on_the_wrong_device():
+    with pytest.raises(ValueError, match="'cpu' runs on cpu tensors, got a tensor on 'cuda'"):
+        registry.kernel("layer_norm_2d", "cpu", "cuda")
+
+
+def test_named_backend_that_is_unavailable_says_why(unavailable):
+    with pytest.raises(BackendUnavailableError, match=r"'cpu' is not available.*install g\+\+"):
+        registry.kernel("layer_norm_2d", "cpu", "cpu")
+
+
+def test_auto_passes_over_what_is_unavailable(unavailable):
+    assert registry.chosen_backend("layer_norm_2d", "auto", "cpu") == "reference"
+
+
+def test_auto_prefers_a_kernel_and_falls_to_the_reference(monkeypatch):
+    monkeypatch.setitem(
+        backends.BACKENDS, "cpu", backends.Backend("cpu", "C++", ("cpu",), lambda: None)
+    )
+    monkeypatch.setattr(
+        registry, "has_kernel", lambda op, backend: backend == "reference" or op == "mbconv"
+    )
+    assert registry.chosen_backend("mbconv", "auto", "cpu") == "cpu"
+    assert registry.chosen_backend("conv_act", "auto", "cpu") == "reference"
+    assert registry.chosen_backend("mbconv", "auto", "cuda") == "reference"
+
+
+def test_named_backend_without_a_kernel_says_who_has_one(monkeypatch):
+    monkeypatch.setitem(
+        backends.BACKENDS, "cpu", backends.Backend("cpu", "C++", ("cpu",), lambda: None)
+    )
+    monkeypatch.setattr(registry, "has_kernel", lambda op, backend: backend == "reference")
+    with pytest.raises(BackendUnavailableError, match="no kernel for conv_act; it runs on ref"):
+        registry.chosen_backend("conv_act", "cpu", "cpu")
