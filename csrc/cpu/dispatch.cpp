@@ -1,0 +1,140 @@
+// Picks, at run time, the instruction set whose copy of the kernels runs.
+//
+// This file is compiled once, for the baseline, and so are the standard library's templates that it
+// uses. The idea is that of ggml's CPU variants, within one shared library.
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "evsam/isa.h"
+#include "evsam/layer_norm_2d.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+// Every operation that has CPU kernels: the function and the type of its argument.
+#define EVSAM_OPERATIONS(X) X(layer_norm_2d, LayerNorm2dArgs)
+
+namespace evsam {
+namespace {
+
+struct Kernels {
+#define EVSAM_MEMBER(operation, Args) void (*operation)(const Args&);
+  EVSAM_OPERATIONS(EVSAM_MEMBER)
+};
+
+struct Isa {
+  const char* name;
+  const Kernels* kernels;
+  bool (*runs_here)();
+};
+
+bool always() { return true; }
+
+#if defined(__x86_64__)
+// __builtin_cpu_supports also asks whether the operating system saves the registers. It does not
+// know f16c and avx512bf16 in every compiler we support; these use the same registers.
+bool has_avx2() {
+  unsigned a, b, c, d;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+bool has_avx512_bf16() {
+  constexpr unsigned avx512_bf16_bit = 1u << 5;
+  unsigned a, b, c, d;
+  return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & avx512_bf16_bit);
+}
+#endif
+
+}  // namespace
+
+#define EVSAM_DECLARE(operation, Args) void operation(const Args&);
+#define EVSAM_ADDRESS(operation, Args) operation,
+#define EVSAM_KERNELS_OF(isa)                               \
+  namespace isa {                                           \
+  EVSAM_OPERATIONS(EVSAM_DECLARE)                           \
+  static const Kernels kernels = {EVSAM_OPERATIONS(EVSAM_ADDRESS)}; \
+  }
+
+EVSAM_KERNELS_OF(portable)
+#if defined(EVSAM_WITH_AVX2)
+EVSAM_KERNELS_OF(avx2)
+#endif
+#if defined(EVSAM_WITH_AVX512)
+EVSAM_KERNELS_OF(avx512)
+#endif
+#if defined(EVSAM_WITH_AVX512_BF16)
+EVSAM_KERNELS_OF(avx512_bf16)
+#endif
+
+namespace {
+
+const Isa compiled_in[] = {
+    {"portable", &portable::kernels, always},
+#if defined(EVSAM_WITH_AVX2)
+    {"avx2", &avx2::kernels, has_avx2},
+#endif
+#if defined(EVSAM_WITH_AVX512)
+    {"avx512", &avx512::kernels, has_avx512},
+#endif
+#if defined(EVSAM_WITH_AVX512_BF16)
+    {"avx512_bf16", &avx512_bf16::kernels, has_avx512_bf16},
+#endif
+};
+
+const Isa* fastest() {
+  const Isa* found = nullptr;
+  for (const Isa& isa : compiled_in)
+    if (isa.runs_here()) found = &isa;
+  return found;
+}
+
+const Isa* find(const std::string& asked_by, const std::string& name) {
+  std::string accepted;
+  for (const Isa& isa : compiled_in) {
+    if (!isa.runs_here()) continue;
+    if (name == isa.name) return &isa;
+    accepted += (accepted.empty() ? "" : ", ") + std::string(isa.name);
+  }
+  throw std::invalid_argument(asked_by + " must be one of " + accepted +
+                              " (what was built and runs on this CPU), got '" + name + "'");
+}
+
+std::atomic<const Isa*> in_use{nullptr};
+
+const Isa& current() {
+  const Isa* isa = in_use.load(std::memory_order_relaxed);
+  if (isa == nullptr) {
+    const char* wanted = std::getenv("EVSAM_CPU_ISA");
+    isa = wanted == nullptr || *wanted == '\0' ? fastest() : find("EVSAM_CPU_ISA", wanted);
+    in_use.store(isa, std::memory_order_relaxed);
+  }
+  return *isa;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Isa& isa : compiled_in)
+    if (isa.runs_here()) names.push_back(isa.name);
+  return names;
+}
+
+std::string isa() { return current().name; }
+
+void use_isa(const std::string& name) { in_use.store(find("isa", name)); }
+
+#define EVSAM_DEFINE(operation, Args) \
+  void operation(const Args& args) { current().kernels->operation(args); }
+EVSAM_OPERATIONS(EVSAM_DEFINE)
+
+}  // namespace evsam

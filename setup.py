@@ -1,0 +1,183 @@
+"""Builds the native kernels; everything else about the package is declared in pyproject.toml.
+
+EVSAM_BUILD_CPU says what to do about the C++ kernels: 0 leaves them out, 1 builds them or fails,
+auto (the default) builds them where there is a working compiler and otherwise says why not. What
+happened is recorded in `evsam_kernels/build_info.json`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CXX_FLAGS = (
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -fopenmp-simd "
+    "-Wall -Wextra -Icsrc/include"
+)
+LINK_FLAGS = "-shared -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
+
+# Slowest first. Every kernel is compiled once for each, with EVSAM_ISA naming the namespace of
+# that copy; csrc/cpu/dispatch.cpp picks one at run time.
+AVX2 = "-mavx2 -mfma -mf16c"
+AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
+ISA_FLAGS = {
+    "portable": "",
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512_bf16": f"{AVX512} -mavx512bf16",
+}
+
+
+class CannotBuildError(Exception):
+    """The C++ kernels cannot be built here; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A C++ compiler that was tried out, and the flags it was found to accept."""
+
+    cxx: str
+    version: str
+    flags: str
+    isa_flags: dict[str, str]
+
+
+def complaint(cxx: str, flags: str, source: str) -> str:
+    """What the compiler says against building a shared library from `source`; "" for nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "probe.cpp")
+        path.write_text(source + "\n")
+        options = shlex.split(f"{cxx} {CXX_FLAGS} {flags} {LINK_FLAGS}")
+        try:
+            result = subprocess.run(
+                [*options, path, "-o", path.with_suffix(".so")], capture_output=True, text=True
+            )
+        except OSError as error:
+            return str(error)
+    said = result.stderr.strip() or f"it exits with {result.returncode}"
+    return said.splitlines()[0] if result.returncode else ""
+
+
+def find_toolchain() -> Toolchain:
+    """The C++ compiler, $CXX or the first of c++, g++ and clang++, tried out.
+
+    Raises:
+        CannotBuildError: there is none that works, or something else that a build needs is missing.
+    """
+    cxx = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if cxx is None:
+        raise CannotBuildError("there is no C++ compiler: install g++ or clang++, or set CXX")
+    problem = complaint(cxx, "", "#include <vector>")
+    if problem:
+        raise CannotBuildError(f"the C++ compiler {cxx} does not work: {problem}")
+    for package in ("pybind11", "ninja"):
+        if importlib.util.find_spec(package) is None:
+            raise CannotBuildError(f"{package} is missing: pip install {package}")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        raise CannotBuildError("Python.h is missing: install python3-dev")
+    no_openmp = complaint(cxx, "-fopenmp", "#include <omp.h>\nint n = omp_get_max_threads();")
+    answer = subprocess.run([*shlex.split(cxx), "--version"], capture_output=True, text=True)
+    return Toolchain(
+        cxx=cxx,
+        version=answer.stdout.partition("\n")[0],
+        flags=CXX_FLAGS if no_openmp else f"{CXX_FLAGS} -fopenmp",
+        isa_flags={
+            isa: flags
+            for isa, flags in ISA_FLAGS.items()
+            if not flags or not complaint(cxx, flags, "#include <immintrin.h>")
+        },
+    )
+
+
+def decide(setting: str) -> Toolchain | str:
+    """The toolchain to build the C++ kernels with, or the reason for leaving them out.
+
+    Raises:
+        SystemExit: `setting` is not 0, 1 or auto, or it is 1 and they cannot be built.
+    """
+    if setting not in ("0", "1", "auto"):
+        raise SystemExit(f"EVSAM_BUILD_CPU must be 0, 1 or auto, got {setting!r}")
+    if setting == "0":
+        return "EVSAM_BUILD_CPU=0"
+    try:
+        return find_toolchain()
+    except CannotBuildError as error:
+        if setting == "1":
+            raise SystemExit(f"EVSAM_BUILD_CPU=1, but {error}") from None
+        return str(error)
+
+
+def units(toolchain: Toolchain) -> list[tuple[str, Path, str]]:
+    """What to compile apart from the bindings: name of the variant, source and its own flags."""
+    dispatch = Path("csrc/cpu/dispatch.cpp")
+    kernels = sorted(set(dispatch.parent.glob("*.cpp")) - {dispatch})
+    compiled_in = " ".join(f"-DEVSAM_WITH_{isa.upper()}" for isa in toolchain.isa_flags)
+    return [("dispatch", dispatch, compiled_in)] + [
+        (isa, kernel, f"-DEVSAM_ISA={isa} {flags}")
+        for kernel in kernels
+        for isa, flags in toolchain.isa_flags.items()
+    ]
+
+
+def compile_library(toolchain: Toolchain) -> Path:
+    """Compile what changed since the last time; returns the path of the library."""
+    import pybind11
+
+    headers = [sysconfig.get_path("include"), pybind11.get_include()]
+    bindings = ("python", Path("python/cpu.cpp"), shlex.join(f"-isystem{path}" for path in headers))
+    folder = Path("build", f"cpu{sysconfig.get_config_var('EXT_SUFFIX')}")
+    command = f"{toolchain.cxx} {toolchain.flags}"
+    rules = [f"builddir = {folder}", "rule compile", "  depfile = $out.d", "  deps = gcc"]
+    rules += [f"  command = {command} $flags -MMD -MF $out.d -c $in -o $out"]
+    rules += ["rule link", f"  command = {command} {LINK_FLAGS} $in -o $out"]
+    objects = []
+    for variant, source, flags in [*units(toolchain), bindings]:
+        objects.append(f"{folder}/{variant}/{source.stem}.o")
+        rules += [f"build {objects[-1]}: compile {source}", f"  flags = {flags}"]
+    rules += [f"build {folder}/_cpu.so: link {' '.join(objects)}", ""]
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.joinpath("build.ninja").write_text("\n".join(rules))
+    subprocess.run([sys.executable, "-m", "ninja", "-f", folder / "build.ninja"], check=True)
+    return folder / "_cpu.so"
+
+
+class BuildNative(build_ext):
+    """Builds the C++ kernels or leaves them out, and records which."""
+
+    def run(self) -> None:
+        decision = decide(os.environ.get("EVSAM_BUILD_CPU", "auto"))
+        built = isinstance(decision, Toolchain)
+        record = {"version": self.distribution.get_version(), "cpu_built": built}
+        library = Path(self.get_ext_fullpath(self.extensions[0].name))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        if built:
+            record |= {"compiler": decision.version, "flags": decision.flags}
+            record["isa_flags"] = decision.isa_flags
+            fresh = compile_library(decision)
+            # Unlinked and not overwritten: a process may be running the old one.
+            library.unlink(missing_ok=True)
+            shutil.copy(fresh, library)
+        else:
+            print(f"evsam-kernels: leaving out the C++ kernels: {decision}", file=sys.stderr)
+            record["cpu_reason"] = decision
+            library.unlink(missing_ok=True)
+        (library.parent / "build_info.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("evsam_kernels._cpu", ["python/cpu.cpp"])],
+        cmdclass={"build_ext": BuildNative},
+    )
