@@ -1,0 +1,1 @@
+"""Whether kernels compute what they should: error budgets, cases to try, the validation report."""
