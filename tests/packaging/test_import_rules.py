@@ -1,112 +1,186 @@
-"""Who may import whom: layers point one way, formulas import PyTorch alone, kernels stay apart."""
+"""Who may import whom: the rooms of the package are layers, and this file holds them apart."""
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "evsam_kernels"
+PACKAGE = "evsam_kernels"
 
-LAYERS = ("backends", "ops", "nn", "fusion", "sam", "numerics", "cli")
-"""From the bottom up: a layer may import itself and those before it."""
+# Lowest first. A room imports itself and lower ones, and not its neighbour on the same floor.
+FLOORS = (("simt",), ("backends",), ("ops",), ("nn", "numerics"), ("fusion",), ("sam",), ("cli",))
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
+BACKEND_FILE = re.compile(rf"{PACKAGE}\.ops\.\w+\.(cpu|triton|cuda)")
+REFERENCE_FILE = re.compile(rf"{PACKAGE}\.ops\.\w+\.reference")
+NATIVE = f"{PACKAGE}._cpu"
 
 
-def imports_of(source: str) -> set[str]:
-    """Full names of the modules a file imports, at its top and inside functions."""
-    names: set[str] = set()
+def imported_modules(source: str, modules: frozenset[str]) -> Iterator[str]:
+    """Every module that `source` imports, anywhere in it, by full name.
+
+    `from a import b` gives `a.b` where that is one of `modules`, and `a` otherwise.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            names.add(module)
-            names.update(f"{module}.{alias.name}" for alias in node.names)
-    return names
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in modules else str(node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            name = node.args[0]
+            if isinstance(name, ast.Constant):
+                yield str(name.value)
 
 
-def violations(path: str, source: str) -> list[str]:
-    """What a file of the package, `path` from the package's folder, imports against the rules."""
-    parts = Path(path).with_suffix("").parts
-    imported = imports_of(source)
-    found = []
-    layer = parts[0]
-    if layer in LAYERS:
-        higher = LAYERS[LAYERS.index(layer) + 1 :]
-        found += [
-            f"{layer} imports {name}"
-            for name in imported
-            if any(f"{name}.".startswith(f"evsam_kernels.{above}.") for above in higher)
-        ]
-    kind = parts[-1]
-    if layer == "ops" and len(parts) == 3 and kind in BACKENDS:
-        others = [name for name in BACKENDS if name not in (kind, "reference")]
-        found += [
-            f"{kind} imports {name}"
-            for name in imported
-            if re.match(rf"evsam_kernels\.ops\.\w+\.({'|'.join(others)})\b", name)
-        ]
-        if kind == "reference":
-            allowed = r"(__future__|collections|functools|math|torch)\b"
-            sibling = r"evsam_kernels\.ops\.\w+\.reference\b"
-            found += [
-                f"reference imports {name}"
-                for name in imported
-                if not re.match(f"{allowed}|{sibling}", name)
-            ]
-    may_use_triton = layer == "simt" or (layer == "ops" and kind == "triton")
-    if not may_use_triton and any(name.split(".")[0] == "triton" for name in imported):
-        found.append("triton is imported outside ops/*/triton.py and simt/")
-    return found
+def room_of(module: str) -> str | None:
+    """The room that a module of the package lies in; None for the package itself."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else None
 
 
-@pytest.mark.parametrize(
-    "path", [str(path.relative_to(PACKAGE)) for path in sorted(PACKAGE.rglob("*.py"))]
+def violations(module: str, source: str, modules: frozenset[str]) -> list[str]:
+    """What is wrong with the imports of `module`, whose text is `source`."""
+    return [
+        f"{module} imports {imported}: {problem}"
+        for imported in imported_modules(source, modules)
+        if (problem := _problem(module, imported))
+    ]
+
+
+def _problem(module: str, imported: str) -> str | None:
+    top = imported.split(".")[0]
+    if REFERENCE_FILE.fullmatch(module):
+        if top in ("torch", *sys.stdlib_module_names) or REFERENCE_FILE.fullmatch(imported):
+            return None
+        return "a reference imports torch and other references alone"
+    if top == "triton":
+        allowed = room_of(module) == "simt" or module.endswith(".triton")
+        return None if allowed else "only simt and the Triton kernels import triton"
+    if top != PACKAGE:
+        return None
+    if BACKEND_FILE.fullmatch(module) and BACKEND_FILE.fullmatch(imported):
+        return "backend files do not import each other"
+    if imported == NATIVE:
+        allowed = room_of(module) in ("backends", "cli") or module.endswith(".cpu")
+        return None if allowed else "only backends, the C++ launchers and cli import the extension"
+    here, there = room_of(module), room_of(imported)
+    if here in (None, "__main__"):
+        return None
+    if there is None:
+        return None if here == "cli" else "the package imports its rooms, not the reverse"
+    if here not in FLOOR_OF or there not in FLOOR_OF:
+        return f"{here if here not in FLOOR_OF else there} has no floor: give it one in this test"
+    if here != there and FLOOR_OF[there] >= FLOOR_OF[here]:
+        return f"{there} is not below {here}"
+    return None
+
+
+def package_files() -> dict[str, Path]:
+    """Path of every module of the package, by full name."""
+    files = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
+
+
+FILES = package_files()
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_go_down(module: str) -> None:
+    modules = frozenset([*FILES, NATIVE])
+    assert violations(module, FILES[module].read_text(encoding="utf-8"), modules) == []
+
+
+INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
+FOREIGN = re.compile(r"(torch|ATen|c10|caffe2|pybind11|numpy)/|Python\.h|pybind11")
+
+
+def foreign_headers(source: str) -> list[str]:
+    """Headers of PyTorch, Python or their bindings that C++ `source` includes."""
+    return [header for header in INCLUDE.findall(source) if FOREIGN.match(header)]
+
+
+NATIVE_FILES = sorted(
+    path.relative_to(ROOT)
+    for path in (ROOT / "csrc").rglob("*")
+    if path.suffix in (".h", ".cuh", ".cpp", ".cu")
 )
-def test_rules_hold(path):
-    assert violations(path, (PACKAGE / path).read_text()) == []
 
 
-@pytest.mark.parametrize(
-    "path", [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.*"))]
+@pytest.mark.parametrize("path", NATIVE_FILES, ids=str)
+def test_kernels_know_neither_torch_nor_python(path: Path) -> None:
+    assert foreign_headers((ROOT / path).read_text(encoding="utf-8")) == []
+
+
+MODULES = frozenset(
+    f"{PACKAGE}.{name}"
+    for name in (
+        *("_cpu", "backends", "cli", "fusion", "nn", "numerics", "ops", "sam", "simt"),
+        *("ops.a.reference", "ops.a.cpu", "ops.a.triton", "ops.b.reference", "ops.b.cuda"),
+    )
 )
-def test_kernels_know_neither_torch_nor_python(path):
-    included = re.findall(r'#\s*include\s*[<"]([^>"]+)', (ROOT / path).read_text())
-    assert not [name for name in included if re.match(r"(torch|ATen|c10|pybind11|Python\.h)", name)]
 
 
 @pytest.mark.parametrize(
-    ("path", "source"),
+    ("module", "source", "problem"),
     [
-        ("backends/x.py", "from evsam_kernels import ops"),
-        ("ops/registry.py", "import evsam_kernels.nn.layers"),
-        ("nn/layers.py", "def f():\n    from evsam_kernels.sam import model"),
-        ("sam/model.py", "from evsam_kernels.cli.output import progress"),
-        ("fusion.py", "from evsam_kernels.sam.model import EfficientViTSam"),
-        ("ops/conv_act/reference.py", "from evsam_kernels.ops.checks import require"),
-        ("ops/conv_act/reference.py", "import numpy"),
-        ("ops/mbconv/cpu.py", "from evsam_kernels.ops.mbconv.cuda import mbconv"),
-        ("ops/mbconv/cuda.py", "from evsam_kernels.ops.conv_act import triton"),
-        ("ops/mbconv/api.py", "import triton.language as tl"),
+        ("backends", "import evsam_kernels.ops", "ops is not below backends"),
+        ("ops.a.api", "from evsam_kernels import nn", "nn is not below ops"),
+        ("nn.blocks", "from evsam_kernels.fusion import fuse", "fusion is not below nn"),
+        ("nn.blocks", "from evsam_kernels.numerics import budget", "numerics is not below nn"),
+        ("numerics.cases", "import evsam_kernels.nn", "nn is not below numerics"),
+        ("fusion", "def f():\n    from evsam_kernels.sam import zoo", "sam is not below fusion"),
+        ("sam.zoo", "import evsam_kernels.cli as cli", "cli is not below sam"),
+        ("sam.zoo", "from evsam_kernels import fuse", "the package imports its rooms"),
+        ("sam.zoo", "import_module('evsam_kernels.cli')", "cli is not below sam"),
+        ("ops.a.reference", "from evsam_kernels.ops import layout", "a reference imports torch"),
+        ("ops.a.reference", "import numpy", "a reference imports torch"),
+        ("ops.a.cpu", "from evsam_kernels.ops.a import triton", "do not import each other"),
+        ("ops.a.cpu", "import evsam_kernels.ops.b.cuda", "do not import each other"),
+        ("ops.a.cpu", "import triton", "only simt and the Triton kernels"),
+        ("nn.blocks", "import triton.language as tl", "only simt and the Triton kernels"),
+        ("nn.blocks", "from evsam_kernels import _cpu", "only backends, the C++ launchers"),
+        ("attic.box", "import evsam_kernels.ops", "attic has no floor"),
     ],
 )
-def test_a_violation_is_found(path, source):
-    assert violations(path, source)
+def test_the_checker_finds(module: str, source: str, problem: str) -> None:
+    (found,) = violations(f"{PACKAGE}.{module}", source, MODULES)
+    assert problem in found
 
 
 @pytest.mark.parametrize(
-    ("path", "source"),
+    ("module", "source"),
     [
-        ("ops/mbconv/reference.py", "from evsam_kernels.ops.conv_act.reference import conv_act"),
-        ("ops/mbconv/triton.py", "import triton"),
-        ("nn/layers.py", "from evsam_kernels import ops"),
-        ("cli/segment.py", "import evsam_kernels"),
+        ("backends", "from evsam_kernels.backends import build_info"),
+        ("backends", "importlib.import_module('evsam_kernels._cpu')"),
+        ("ops.a.api", "from evsam_kernels import backends\nimport numpy"),
+        ("ops.a.cpu", "from evsam_kernels import _cpu"),
+        ("ops.a.cpu", "from evsam_kernels.ops.b.reference import b"),
+        ("ops.a.reference", "import math, torch\nfrom evsam_kernels.ops.b.reference import b"),
+        ("ops.a.triton", "import triton\nfrom evsam_kernels import simt"),
+        ("simt.compile", "import triton"),
+        ("fusion", "from evsam_kernels.nn import layers"),
+        ("sam.zoo", "from evsam_kernels.fusion import fuse"),
+        ("cli.info", "import evsam_kernels\nfrom evsam_kernels import numerics, sam"),
+        ("__main__", "from evsam_kernels.cli import main"),
     ],
 )
-def test_what_is_allowed_is_not_found(path, source):
-    assert not violations(path, source)
+def test_the_checker_allows(module: str, source: str) -> None:
+    assert violations(f"{PACKAGE}.{module}", source, MODULES) == []
+
+
+def test_the_checker_of_headers() -> None:
+    source = '#include <vector>\n  # include "torch/extension.h"\n#include <Python.h>\n'
+    assert foreign_headers(source) == ["torch/extension.h", "Python.h"]
+    assert foreign_headers('#include "evsam/isa.h"\n// torch/extension.h\n') == []
