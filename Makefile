@@ -32,7 +32,7 @@ clean:
 # needs nothing but what is installed here.
 .venv/installed: .venv/pyvenv.cfg pyproject.toml setup.py $(SOURCES)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet setuptools wheel pybind11 ninja
+	$(BIN)/python -m pip install --quiet --upgrade setuptools wheel pybind11 ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[test]'
 	@$(BIN)/python -c 'from evsam_kernels.backends import build_info; print(build_info.read())'
 	@touch $@

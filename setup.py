@@ -89,15 +89,12 @@ def find_toolchain() -> Toolchain:
         raise CannotBuildError("Python.h is missing: install python3-dev")
     no_openmp = complaint(cxx, "-fopenmp", "#include <omp.h>\nint n = omp_get_max_threads();")
     answer = subprocess.run([*shlex.split(cxx), "--version"], capture_output=True, text=True)
+    x86 = "#include <immintrin.h>"
     return Toolchain(
-        cxx=cxx,
-        version=answer.stdout.partition("\n")[0],
-        flags=CXX_FLAGS if no_openmp else f"{CXX_FLAGS} -fopenmp",
-        isa_flags={
-            isa: flags
-            for isa, flags in ISA_FLAGS.items()
-            if not flags or not complaint(cxx, flags, "#include <immintrin.h>")
-        },
+        cxx,
+        answer.stdout.partition("\n")[0],
+        CXX_FLAGS if no_openmp else f"{CXX_FLAGS} -fopenmp",
+        {isa: own for isa, own in ISA_FLAGS.items() if not own or not complaint(cxx, own, x86)},
     )
 
 
@@ -162,17 +159,16 @@ class BuildNative(build_ext):
         record = {"version": self.distribution.get_version(), "cpu_built": built}
         library = Path(self.get_ext_fullpath(self.extensions[0].name))
         library.parent.mkdir(parents=True, exist_ok=True)
+        fresh = compile_library(decision) if built else None
+        # Unlinked and not overwritten: a process may be running the old one.
+        library.unlink(missing_ok=True)
         if built:
+            shutil.copy(fresh, library)
             record |= {"compiler": decision.version, "flags": decision.flags}
             record["isa_flags"] = decision.isa_flags
-            fresh = compile_library(decision)
-            # Unlinked and not overwritten: a process may be running the old one.
-            library.unlink(missing_ok=True)
-            shutil.copy(fresh, library)
         else:
-            print(f"evsam-kernels: leaving out the C++ kernels: {decision}", file=sys.stderr)
             record["cpu_reason"] = decision
-            library.unlink(missing_ok=True)
+            print(f"evsam-kernels: leaving out the C++ kernels: {decision}", file=sys.stderr)
         (library.parent / "build_info.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -70,7 +70,6 @@ def read(path: Path) -> np.ndarray:
             # Pillow warns of huge pictures that it reads all the same; it refuses the absurd ones.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                image.load()
                 return as_image_array(ImageOps.exif_transpose(image), "it")
     except UnidentifiedImageError:
         size = path.stat().st_size

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from evsam_kernels import ops
-from evsam_kernels.numerics.cases import Operands
+from evsam_kernels.numerics.cases import Operands, map_operands
 from evsam_kernels.ops.registry import formula
 
 
@@ -175,7 +174,7 @@ def evaluate(
     if not gradients:
         with torch.no_grad():
             return {"output": function(**operands)}
-    leaves = tree_map_only(Tensor, lambda value: value.detach().requires_grad_(), operands)
+    leaves = map_operands(lambda value: value.detach().requires_grad_(), operands)
     tensors = named_tensors(leaves)
     output = function(**leaves)
     # Few bits, so that it is the same at every dtype; not so few that sums of it are exact.
@@ -220,11 +219,13 @@ def _one_thread() -> Iterator[None]:
 
 
 def _cast(operands: Operands, dtype: torch.dtype) -> Operands:
-    return tree_map_only(Tensor, lambda value: value.to(dtype), operands)
+    return map_operands(lambda value: value.to(dtype), operands)
 
 
 def _compare(result: Tensor, oracle: Tensor, dtype: torch.dtype) -> Errors:
     """Errors of `result` rounded to `dtype`, where the oracle fits that."""
+    if result.shape != oracle.shape:
+        return WORTHLESS
     fits = oracle.to(dtype).isfinite()
     return measure(result.to(dtype)[fits], oracle[fits])
 

@@ -12,12 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-from evsam_kernels.ops.registry import formula
+from evsam_kernels.ops.registry import formula, map_tensors
 
 Operands = dict[str, Any]
 """An operation's operands by the names in its schema: tensors, lists of tensors, settings."""
+
+
+def map_operands(function: Callable[[Tensor], Tensor], operands: Operands) -> Operands:
+    """Apply `function` to every tensor among the operands."""
+    return {name: map_tensors(function, value) for name, value in operands.items()}
+
 
 _LEAST_FOR_ATTENTION = 2.0**-22
 """Where products of two values fall below eps, attention is 0 at every precision."""
@@ -330,8 +335,7 @@ class Case:
         Float32 tensors that a builder makes stay float32 at every dtype.
         """
         draw = Draw(zlib.crc32(f"{self.op}: {self.name}".encode()), dtype)
-        return tree_map_only(
-            Tensor,
+        return map_operands(
             lambda value: value.to(device, dtype if value.dtype == torch.float64 else value.dtype),
             _BUILDERS[self.op](draw, **self.settings),
         )

@@ -16,6 +16,7 @@ import evsam_kernels
 from evsam_kernels.cli import main, results
 from evsam_kernels.cli.overlay import mask_colour
 from evsam_kernels.cli.pictures import read
+from evsam_kernels.cli.prompts import Prompts
 from evsam_kernels.sam import masks as sam_masks
 
 HEIGHT, WIDTH = 30, 40
@@ -178,6 +179,49 @@ def test_everything_without_masks_is_no_failure(picture: Path, options: list[str
     assert np.load("out/good_masks.npz")["masks"].shape == (0, HEIGHT, WIDTH)
     assert json.loads(Path("out/good_masks.json").read_text())["annotations"] == []
     np.testing.assert_array_equal(np.asarray(Image.open("out/good_overlay.png")), read(picture))
+
+
+class KnownMasks:
+    """Stands for a predictor and for a generator that find two squares, the worse one first."""
+
+    squares = np.zeros((2, 20, 30), bool)
+    squares[0, 4:9, 10:16] = True
+    squares[1, 12:18, 3:5] = True
+
+    def set_image(self, image: np.ndarray) -> None: ...
+
+    def reset_image(self) -> None: ...
+
+    def predict(self, **prompts: object) -> tuple[np.ndarray, np.ndarray, None]:
+        return self.squares, np.array([0.3, 0.6], np.float32), None
+
+    def generate(self, image: np.ndarray) -> list[dict[str, Any]]:
+        rles = sam_masks.masks_to_rle(torch.from_numpy(self.squares))
+        other = {"bbox": [], "stability_score": 1, "point_coords": [], "crop_box": []}
+        return [
+            {"segmentation": rle, "area": sam_masks.rle_area(rle), "predicted_iou": score, **other}
+            for rle, score in zip(rles, (0.3, 0.6), strict=True)
+        ]
+
+
+def test_masks_are_described_and_the_best_comes_first() -> None:
+    picture = np.zeros((20, 30, 3), np.uint8)
+    by_prompt = results.segment_prompted(
+        KnownMasks(),  # type: ignore[arg-type]
+        picture,
+        Prompts(points=((3, 14),)),
+        multimask=True,
+    )
+    everything = results.segment_everything(KnownMasks(), picture)  # type: ignore[arg-type]
+    for result in (by_prompt, everything):
+        assert result.size == (30, 20)
+        assert [mask.score for mask in result.masks] == pytest.approx([0.6, 0.3])
+        assert [mask.area for mask in result.masks] == [12, 30]
+        for mask, square in zip(result.masks, KnownMasks.squares[::-1], strict=True):
+            np.testing.assert_array_equal(mask.pixels(), square)
+        assert "2 masks, best score 0.600 with 12 pixels (2.0 %)" in str(result)
+    # SAM's convention: the outermost pixels' distance, not their count.
+    assert [mask.details["bbox"] for mask in by_prompt.masks] == [[3, 12, 1, 5], [10, 4, 5, 4]]
 
 
 def test_small_masks_are_drawn_over_large_ones(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evsam_kernels.numerics.cases import Case, Operands
+from evsam_kernels.numerics.cases import Case, Operands, map_operands
 from evsam_kernels.numerics.validation import available_backends
 from evsam_kernels.ops.registry import OPERATIONS
 
@@ -78,9 +78,7 @@ SMALL = [
         },
     ),
     Case("layer_norm_2d", "full", {"channels": 4, "size": (2, 3)}),
-    Case(
-        "layer_norm_2d", "bare", {"channels": 3, "size": (1, 2), "weight": False, "bias": False}
-    ),
+    Case("layer_norm_2d", "bare", {"channels": 3, "size": (1, 2), "weight": False, "bias": False}),
     Case("upsample_add", "full", {"channels": 2, "inputs": ((2, 3), (4, 4)), "size": (5, 4)}),
     Case("upsample_add", "bare", {"channels": 2, "inputs": ((2, 3),), "size": (2, 3)}),
 ]
@@ -113,11 +111,4 @@ def with_gradients(operands: Operands) -> tuple[Operands, list[Tensor]]:
         leaves.append(tensor.detach().clone().requires_grad_())
         return leaves[-1]
 
-    return {
-        name: [leaf(item) for item in value]
-        if isinstance(value, list)
-        else leaf(value)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in operands.items()
-    }, leaves
+    return map_operands(leaf, operands), leaves
