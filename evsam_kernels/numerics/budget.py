@@ -48,8 +48,8 @@ class Errors:
 
     def closer_norm(self, limit: Errors) -> str:
         """Say "frobenius" or "maximum", whichever comes closer to its limit."""
-        frobenius_is = self.frobenius / limit.frobenius > self.maximum / limit.maximum
-        return "frobenius" if frobenius_is else "maximum"
+        maximum_is = self.maximum / limit.maximum >= self.frobenius / limit.frobenius
+        return "maximum" if maximum_is else "frobenius"
 
 
 WORTHLESS = Errors(math.inf, math.inf)

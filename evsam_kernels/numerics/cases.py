@@ -99,6 +99,7 @@ def _conv_act(
 ) -> Operands:
     in_channels, out_channels = channels
     magnitude = draw.magnitude(kind)
+    taken_back = kind == "large" and residual
     operands: Operands = {
         "x": draw.map((batch, in_channels, *size), kind) * magnitude,
         "weight": draw.weight(
@@ -106,7 +107,7 @@ def _conv_act(
             in_channels // groups,
             kernel,
             kernel,
-            gain=6 if kind == "large" else 1,
+            gain=6 if taken_back else 1,
             positive=positive,
         ),
         "bias": _optional(bias, lambda: draw.normal(out_channels) * magnitude),
@@ -119,7 +120,7 @@ def _conv_act(
         "groups": groups,
         "activation": activation,
     }
-    if kind == "large" and residual:
+    if taken_back:
         # The convolution leaves float16; the residual takes most of it back.
         convolved = formula("conv_act")(**{**operands, "residual": None})
         limit = 14 * magnitude

@@ -28,8 +28,8 @@ def error(op: str, message: str, kind: type[Exception] = ValueError, **changes: 
     return pytest.param(op, changes, kind, message, id=f"{op}: {message}")
 
 
-# The small operands: conv_act x [2, 4, 4, 5] -> [2, 6, 2, 3] in 2 groups; fused_mbconv and mbconv
-# x [2, 3, 4, 3] through 5 channels -> [2, 4, 2, 2]; relu_linear_attention qkv [2, 18, 2, 4], head_dim
+# The small operands: conv_act x [2, 4, 4, 5] -> [2, 6, 2, 3] in 2 groups; fused_mbconv and mbconv x
+# [2, 3, 4, 3] through 5 channels -> [2, 4, 2, 2]; relu_linear_attention qkv [2, 18, 2, 4], head_dim
 # 3; multi_scale_attention x [2, 3, 2, 3] through 12 channels, scales 3 and 5, head_dim 4;
 # layer_norm_2d x [2, 4, 2, 3]; upsample_add [2, 2, 2, 3] and [2, 2, 4, 4].
 ERRORS = [
