@@ -72,15 +72,15 @@ class LiteMLA(nn.Module):
         if isinstance(self.kernel_func, nn.ReLU):
             return ops.relu_linear_attention(qkv, head_dim=self.dim, eps=self.eps)
         kernel = nn.Identity() if self.kernel_func is None else self.kernel_func
-        batch, _, height, width = qkv.shape
+        batch, channels, height, width = qkv.shape
         with torch.autocast(device_type=qkv.device.type, enabled=False):
             q, k, v = (
                 qkv.to(accumulation_dtype(qkv.dtype))
-                .reshape(batch, -1, 3 * self.dim, height * width)
+                .reshape(batch, channels // (3 * self.dim), 3 * self.dim, height * width)
                 .split(self.dim, dim=2)
             )
             out = kernel_attention(kernel(q), kernel(k), v, self.eps)
-        return out.reshape(batch, -1, height, width).to(qkv.dtype)
+        return out.reshape(batch, channels // 3, height, width).to(qkv.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x)

@@ -170,9 +170,10 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
         ctx.operands = map_tensors(lambda _: _SAVED, operands)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        saved = iter(ctx.saved_tensors)
+        tensors = ctx.saved_tensors  # Read once: activation checkpoints allow no more.
+        saved = iter(tensors)
         operands = _map_saved(lambda: next(saved), ctx.operands)
-        wanted = [tensor.requires_grad for tensor in ctx.saved_tensors]
+        wanted = [tensor.requires_grad for tensor in tensors]
         gradients = iter(backward_operator(grad, wanted, *operands))
         of_operands = iter([next(gradients) if want else None for want in wanted])
         return (*_map_saved(lambda: next(of_operands), ctx.operands, otherwise=None), None)

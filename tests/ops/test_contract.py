@@ -9,6 +9,7 @@ import torch
 from support.buffers import guarded_inputs, guarded_outputs, nan_filled_memory
 from support.operands import BACKENDS, SMALL, case_id, small, with_gradients
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from evsam_kernels.numerics.budget import (
     assert_within_budget,
@@ -150,6 +151,48 @@ def test_only_operands_that_require_gradients_get_them(op, backend):
         call(op, operands, backend).square().sum().backward()
         torch.testing.assert_close(leaf.grad, gradients[wanted])
         assert all(other.grad is None for other in leaves if other is not leaf)
+
+
+@each_backend
+def test_gradients_with_activation_checkpoints_and_offloading(op, backend):
+    operands, leaves = with_gradients(small(op))
+
+    def gradients(output: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(output.square().sum(), leaves)
+
+    expected = gradients(call(op, operands, backend))
+    with torch.autograd.graph.save_on_cpu():
+        offloaded = call(op, operands, backend)
+    checkpointed = checkpoint(lambda: call(op, operands, backend), use_reentrant=False)
+    for output in (offloaded, checkpointed):
+        for ours, theirs in zip(gradients(output), expected, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@each_backend
+def test_an_operand_changed_in_place_is_noticed_by_the_backward_pass(op, backend):
+    operands, _ = with_gradients(small(op))
+    first = next(iter(named_tensors(operands).values()))
+    output = call(op, operands, backend)
+    with torch.no_grad():
+        first.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@each_backend
+def test_negated_views_and_inference_mode(op, backend):
+    operands = small(op)
+    expected = call(op, operands, backend)
+
+    def negated_view(tensor: Tensor) -> Tensor:
+        view = torch.complex(tensor, -tensor).conj().imag
+        assert view.is_neg()
+        return view
+
+    assert torch.equal(call(op, map_operands(negated_view, operands), backend), expected)
+    with torch.inference_mode():
+        assert torch.equal(call(op, operands, backend), expected)
 
 
 @each_backend

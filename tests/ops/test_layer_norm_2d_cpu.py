@@ -108,6 +108,15 @@ def test_error_on_adversarial_input(isa: str, transform, dtype: torch.dtype) -> 
     assert_within_budget(x, None, None, 1e-6)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_mean_is_not_rounded_far_from_zero(isa: str, dtype: torch.dtype) -> None:
+    """At 10,000 a rounded mean is off by up to 4,000 units in the last place of the difference."""
+    x = (random(1, 96, 4, 4) + 1e4).to(dtype)
+    frobenius, largest = errors(layer_norm_2d(x), oracle(x, None, None, 1e-5))
+    # Two subtractions, the scale and a product are rounded, each by half a unit.
+    assert max(frobenius, largest) <= 4 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("with_weight", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -92,6 +92,21 @@ def test_compiled_equals_eager(case):
     )
 
 
+@each_operation
+def test_compiled_gradients_of_one_operand(op):
+    compiled = torch.compile(
+        lambda operands: call(op, operands, "auto"), backend="aot_eager", fullgraph=True
+    )
+    operands, leaves = with_gradients(small(op))
+    for leaf in leaves[:-1]:
+        leaf.requires_grad_(False)
+    call(op, operands, "auto").square().sum().backward()
+    expected, leaves[-1].grad = leaves[-1].grad, None
+    compiled(operands).square().sum().backward()
+    assert torch.equal(leaves[-1].grad, expected)
+    assert all(leaf.grad is None for leaf in leaves[:-1])
+
+
 def test_all_operations_in_one_graph_of_inductor():
     def total(all_operands: dict[str, Operands]) -> Tensor:
         return sum(call(op, operands, "auto").sin().sum() for op, operands in all_operands.items())
@@ -171,8 +186,11 @@ def test_the_size_of_upsample_add_may_be_symbolic():
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(double, backend=counter, fullgraph=True, dynamic=True)
     for size in ((2, 3, 4, 5), (3, 3, 6, 4), (4, 3, 5, 7)):
-        x = torch.randn(size)
+        x = torch.randn(size, requires_grad=True)
         assert torch.equal(compiled(x), double(x))
+        (ours,) = torch.autograd.grad(compiled(x).square().sum(), x)
+        (theirs,) = torch.autograd.grad(double(x).square().sum(), x)
+        assert torch.equal(ours, theirs)
     assert counter.frame_count == 1
 
 

@@ -33,7 +33,8 @@ def relu_linear_attention(
     eps: float = 1e-15,
 ) -> Tensor:  # [B, heads * dim, H, W]
     """Linear attention with the kernel relu(q) . relu(k), per head."""
-    batch, _, height, width = qkv.shape
-    q, k, v = qkv.reshape(batch, -1, 3 * head_dim, height * width).split(head_dim, dim=2)
+    batch, channels, height, width = qkv.shape
+    heads = channels // (3 * head_dim)
+    q, k, v = qkv.reshape(batch, heads, 3 * head_dim, height * width).split(head_dim, dim=2)
     out = kernel_attention(torch.relu(q), torch.relu(k), v, eps)
-    return out.reshape(batch, -1, height, width)
+    return out.reshape(batch, heads * head_dim, height, width)

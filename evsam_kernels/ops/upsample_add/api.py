@@ -28,7 +28,7 @@ def _output_shape(maps: Sequence[Tensor], height: int, width: int) -> tuple[int,
     return (first.shape[0], first.shape[1], height, width)
 
 
-_operator = register("upsample_add", "Tensor[] maps, int height, int width", _output_shape)
+_operator = register("upsample_add", "Tensor[] maps, SymInt height, SymInt width", _output_shape)
 
 
 def upsample_add(maps: Sequence[Tensor], size: tuple[int, int], *, backend: str = "auto") -> Tensor:
