@@ -8,8 +8,7 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from evsam_kernels.cli.results import (
     write_overlay,
 )
 from evsam_kernels.cli.timing import interleaved_medians
-from evsam_kernels.numerics.budget import Row, budget, measure
+from evsam_kernels.numerics.budget import Row, budget, measure, one_thread
 from evsam_kernels.numerics.validation import DTYPES, plan, summarise, validate
 from evsam_kernels.sam.predictor import EfficientViTSamPredictor
 
@@ -142,7 +141,7 @@ def _check_encoder(model: Any, pixels: Tensor, arguments: argparse.Namespace) ->
 
     passed = True
     with progress("checking the encoder", 1 + len(_DTYPES)) as advance, torch.no_grad():
-        with _one_thread():
+        with one_thread():
             oracle = unfused(torch.float64)
         advance()
         for name in _DTYPES:
@@ -162,17 +161,6 @@ def _check_encoder(model: Any, pixels: Tensor, arguments: argparse.Namespace) ->
             passed &= within
             advance()
     return passed
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """On a CPU, PyTorch's float64 depthwise convolution starts its threads for every channel."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _time_encoder(model: Any, fast: Any, pixels: Tensor) -> None:

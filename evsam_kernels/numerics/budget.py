@@ -208,7 +208,7 @@ class _OverflowWatch(TorchFunctionMode):
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep PyTorch from starting threads, which float16 and float64 convolutions do per group."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -248,7 +248,7 @@ def expect(op: str, operands: Operands, *, gradients: bool = False) -> dict[str,
         **{f"gradient of {name}": value.dtype for name, value in named_tensors(operands).items()},
     }
     with torch.autocast(_first(operands).device.type, enabled=False):
-        with _one_thread():
+        with one_thread():
             oracles = evaluate(formula(op), _cast(operands, torch.float64), gradients)
         found: dict[str, tuple[Errors, str]] = {}
         for yardstick, errors in _yardsticks(op, operands, oracles, dtypes, gradients):
@@ -300,7 +300,7 @@ def _yardsticks(
         )
         return
     # At float32 the number of threads decides on the order of sums, so that it must be the user's.
-    with _OverflowWatch() as watch, nullcontext() if storage == torch.float32 else _one_thread():
+    with _OverflowWatch() as watch, nullcontext() if storage == torch.float32 else one_thread():
         results = evaluate(formula(op), operands, gradients)
     if not watch.overflowed:
         yield name, errors(results, oracles)
