@@ -181,5 +181,6 @@ def test_whole_model_predicts(dtype, way):
     else:
         half = copy.deepcopy(model).to(dtype=dtype, memory_format=torch.channels_last)
     half_logits, half_scores = predict(half)
-    assert relative_error(half_logits, logits) <= 16 * UNIT_ROUNDOFF[dtype]
-    assert relative_error(half_scores, scores) <= 16 * UNIT_ROUNDOFF[dtype]
+    # At most four roundings were seen; twice that leaves room for CPUs that sum in another order.
+    assert relative_error(half_logits, logits) <= 8 * UNIT_ROUNDOFF[dtype]
+    assert relative_error(half_scores, scores) <= 8 * UNIT_ROUNDOFF[dtype]

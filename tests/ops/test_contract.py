@@ -9,6 +9,7 @@ import torch
 from support.buffers import guarded_inputs, guarded_outputs, nan_filled_memory
 from support.operands import BACKENDS, SMALL, case_id, small, with_gradients
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from evsam_kernels.numerics.budget import (
@@ -151,6 +152,29 @@ def test_only_operands_that_require_gradients_get_them(op, backend):
         call(op, operands, backend).square().sum().backward()
         torch.testing.assert_close(leaf.grad, gradients[wanted])
         assert all(other.grad is None for other in leaves if other is not leaf)
+
+
+class BackwardCalls(TorchDispatchMode):
+    """Records which gradients the backward operators are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted: list[list[bool]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "evsam" and "_backward" in func.name():
+            self.wanted.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_only_gradients_that_are_required_are_computed(op):
+    operands, leaves = with_gradients(small(op))
+    for leaf in leaves[1:]:
+        leaf.requires_grad_(False)
+    with BackwardCalls() as calls:
+        call(op, operands, "auto").sum().backward()
+    assert calls.wanted == [[True] + [False] * (len(leaves) - 1)]
 
 
 @each_backend
