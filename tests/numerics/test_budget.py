@@ -246,7 +246,7 @@ def test_yardstick_where_float16_overflows():
 
 
 def test_yardstick_where_only_an_intermediate_overflows():
-    """1 / inf is 0: one pixel of the float16 formula's finite result is wrong, and all its budget."""
+    """1 / inf is 0: one pixel of what the float16 formula gives is wrong, yet finite."""
     operands = Case("layer_norm_2d", "squares", {"bias": False}).operands(torch.float16)
     operands["x"][0, :, 3, 4] *= 1000
     plain = formula("layer_norm_2d")(**operands)
