@@ -29,7 +29,7 @@ CXX_FLAGS = (
 LINK_FLAGS = "-shared -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
 
 # Slowest first. Every kernel is compiled once for each, with EVSAM_ISA naming the namespace of
-# that copy; csrc/cpu/dispatch.cpp picks one at run time.
+# that copy; csrc/cpu/baseline/dispatch.cpp picks one at run time.
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
 ISA_FLAGS = {
@@ -118,12 +118,12 @@ def decide(setting: str) -> Toolchain | str:
 
 def units(toolchain: Toolchain) -> list[tuple[str, Path, str]]:
     """What to compile apart from the bindings: name of the variant, source and its own flags."""
-    dispatch = Path("csrc/cpu/dispatch.cpp")
-    kernels = sorted(set(dispatch.parent.glob("*.cpp")) - {dispatch})
+    folder = Path("csrc/cpu")
     compiled_in = " ".join(f"-DEVSAM_WITH_{isa.upper()}" for isa in toolchain.isa_flags)
-    return [("dispatch", dispatch, compiled_in)] + [
+    baseline = sorted(folder.glob("baseline/*.cpp"))
+    return [("baseline", source, compiled_in) for source in baseline] + [
         (isa, kernel, f"-DEVSAM_ISA={isa} {flags}")
-        for kernel in kernels
+        for kernel in sorted(folder.glob("*.cpp"))
         for isa, flags in toolchain.isa_flags.items()
     ]
 

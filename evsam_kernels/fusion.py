@@ -181,8 +181,9 @@ class _Fuser:
         except _NotFoldable as error:
             self.report.left.append(LeftBlock(path, name, str(error)))
             return None
+        dtype = folded.dtype if self.dtype is None else self.dtype
         device = next(folded.parameters()).device.type
-        chosen = chosen_backend(folded.operation, self.backend, device)
+        chosen = chosen_backend(folded.operation, self.backend, device, dtype)
         self.report.swapped.insert(entry, SwappedBlock(path, name, folded.operation, chosen))
         return folded.eval()
 

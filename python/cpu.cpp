@@ -8,9 +8,18 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
+#include "evsam/conv_act.h"
+#include "evsam/fused_mbconv.h"
 #include "evsam/isa.h"
 #include "evsam/layer_norm_2d.h"
+#include "evsam/mbconv.h"
+#include "evsam/multi_scale_attention.h"
+#include "evsam/relu_linear_attention.h"
+#include "evsam/upsample_add.h"
+#include "packed.h"
 
 namespace py = pybind11;
 
@@ -66,11 +75,68 @@ const void* optional_pointer(const char* name, std::optional<Address> address, e
   return address.has_value() ? pointer(name, *address, dtype, count) : nullptr;
 }
 
-// a * b elements of `dtype`, whose size in bytes must fit.
-std::int64_t element_count(std::int64_t a, std::int64_t b, evsam::DType dtype) {
-  check(b == 0 || a <= std::numeric_limits<std::int64_t>::max() / b / size_of(dtype),
-        std::to_string(a) + " x " + std::to_string(b) + " elements are more than memory can hold");
-  return a * b;
+// The product of `sizes`, as many elements of `dtype`, whose size in bytes must fit.
+std::int64_t element_count(const std::vector<std::int64_t>& sizes, evsam::DType dtype) {
+  std::int64_t count = 1;
+  for (const std::int64_t size : sizes) {
+    check(size == 0 || count <= std::numeric_limits<std::int64_t>::max() / size / size_of(dtype),
+          "a tensor would have more elements than memory can hold");
+    count *= size;
+  }
+  return count;
+}
+
+// The type of what is stored as one of the types that convolutions and attention take.
+evsam::DType parse_storage_dtype(const std::string& name) {
+  const evsam::DType dtype = parse_dtype(name);
+  check(dtype != evsam::DType::float64, "dtype must be float16, bfloat16 or float32, got 'float64'");
+  return dtype;
+}
+
+evsam::Activation parse_activation(const std::optional<std::string>& name) {
+  using evsam::Activation;
+  if (!name.has_value()) return Activation::none;
+  if (*name == "relu") return Activation::relu;
+  if (*name == "relu6") return Activation::relu6;
+  if (*name == "hswish") return Activation::hswish;
+  if (*name == "silu") return Activation::silu;
+  check(*name == "gelu",
+        "activation must be None, relu, relu6, hswish, silu or gelu, got '" + *name + "'");
+  return Activation::gelu;
+}
+
+void check_kernel(std::int64_t kernel) {
+  check(kernel >= 1 && kernel % 2 == 1,
+        "kernel must be odd and at least 1, got " + std::to_string(kernel));
+}
+
+std::int64_t size_after(std::int64_t size, std::int64_t stride) { return (size - 1) / stride + 1; }
+
+// The part that all convolutions' arguments have in common: maps, sizes and packed weights.
+template <class Args, class Packed>
+Args map_arguments(const Packed& packed, Address x, Address y, std::optional<Address> residual,
+                   std::int64_t batch, std::int64_t height, std::int64_t width, std::int64_t stride,
+                   std::int64_t in_channels, std::int64_t out_channels, int num_threads) {
+  packed.check_isa();
+  check_at_least("batch", batch, 0);
+  check_at_least("height", height, 1);
+  check_at_least("width", width, 1);
+  check_at_least("num_threads", num_threads, 1);
+  const evsam::DType dtype = packed.dtype();
+  const std::int64_t in_count = element_count({batch, height, width, in_channels}, dtype);
+  const std::int64_t out_count = element_count(
+      {batch, size_after(height, stride), size_after(width, stride), out_channels}, dtype);
+  Args args{};
+  args.x = pointer("x", x, dtype, in_count);
+  args.y = pointer("y", y, dtype, out_count);
+  args.residual = optional_pointer("residual", residual, dtype, out_count);
+  args.packed = packed.data();
+  args.batch = batch;
+  args.height = height;
+  args.width = width;
+  args.dtype = dtype;
+  args.num_threads = num_threads;
+  return args;
 }
 
 void layer_norm_2d(Address x, Address y, std::optional<Address> weight, std::optional<Address> bias,
@@ -81,7 +147,7 @@ void layer_norm_2d(Address x, Address y, std::optional<Address> weight, std::opt
   check_at_least("num_threads", num_threads, 1);
   const evsam::DType dtype = parse_dtype(dtype_name);
   const evsam::DType affine_dtype = compute_dtype(dtype);
-  const std::int64_t count = element_count(rows, channels, dtype);
+  const std::int64_t count = element_count({rows, channels}, dtype);
   evsam::LayerNorm2dArgs args;
   args.x = pointer("x", x, dtype, count);
   args.y = pointer("y", y, dtype, count);
@@ -94,6 +160,247 @@ void layer_norm_2d(Address x, Address y, std::optional<Address> weight, std::opt
   args.num_threads = num_threads;
   const py::gil_scoped_release without_gil;
   evsam::layer_norm_2d(args);
+}
+
+using ConvActPacked = Packed<evsam::ConvActWeights, evsam::conv_act_pack>;
+using FusedMBConvPacked = Packed<evsam::FusedMBConvWeights, evsam::fused_mbconv_pack>;
+using MBConvPacked = Packed<evsam::MBConvWeights, evsam::mbconv_pack>;
+using MultiScaleAttentionPacked =
+    Packed<evsam::MultiScaleAttentionWeights, evsam::multi_scale_attention_pack>;
+
+ConvActPacked pack_conv_act(Address weight, std::optional<Address> bias, std::int64_t in_channels,
+                            std::int64_t out_channels, std::int64_t kernel, std::int64_t stride,
+                            std::int64_t dilation, std::int64_t groups,
+                            const std::string& dtype_name) {
+  check_at_least("in_channels", in_channels, 1);
+  check_at_least("out_channels", out_channels, 1);
+  check_kernel(kernel);
+  check_at_least("stride", stride, 1);
+  check_at_least("dilation", dilation, 1);
+  check_at_least("groups", groups, 1);
+  check(in_channels % groups == 0 && out_channels % groups == 0,
+        "groups must divide in_channels and out_channels, got " + std::to_string(groups));
+  evsam::ConvActWeights weights{};
+  weights.dtype = parse_storage_dtype(dtype_name);
+  const std::int64_t count =
+      element_count({out_channels, in_channels / groups, kernel, kernel}, weights.dtype);
+  weights.weight = pointer("weight", weight, weights.dtype, count);
+  weights.bias = optional_pointer("bias", bias, weights.dtype, out_channels);
+  weights.conv = {in_channels, out_channels, kernel, stride, dilation, groups};
+  return ConvActPacked(weights);
+}
+
+void conv_act(const ConvActPacked& packed, Address x, Address y, std::optional<Address> residual,
+              std::int64_t batch, std::int64_t height, std::int64_t width,
+              const std::optional<std::string>& activation, int num_threads) {
+  const evsam::ConvShape& conv = packed.weights().conv;
+  auto args = map_arguments<evsam::ConvActArgs>(packed, x, y, residual, batch, height, width,
+                                                conv.stride, conv.in_channels, conv.out_channels,
+                                                num_threads);
+  args.conv = conv;
+  args.activation = parse_activation(activation);
+  const py::gil_scoped_release without_gil;
+  evsam::conv_act(args);
+}
+
+FusedMBConvPacked pack_fused_mbconv(Address spatial_weight, std::optional<Address> spatial_bias,
+                                    Address point_weight, std::optional<Address> point_bias,
+                                    std::int64_t in_channels, std::int64_t mid_channels,
+                                    std::int64_t out_channels, std::int64_t kernel,
+                                    std::int64_t stride, const std::string& dtype_name) {
+  check_at_least("in_channels", in_channels, 1);
+  check_at_least("mid_channels", mid_channels, 1);
+  check_at_least("out_channels", out_channels, 1);
+  check_kernel(kernel);
+  check_at_least("stride", stride, 1);
+  evsam::FusedMBConvWeights weights{};
+  const evsam::DType dtype = weights.dtype = parse_storage_dtype(dtype_name);
+  weights.spatial_weight =
+      pointer("spatial_weight", spatial_weight, dtype,
+              element_count({mid_channels, in_channels, kernel, kernel}, dtype));
+  weights.spatial_bias = optional_pointer("spatial_bias", spatial_bias, dtype, mid_channels);
+  weights.point_weight = pointer("point_weight", point_weight, dtype,
+                                 element_count({out_channels, mid_channels}, dtype));
+  weights.point_bias = optional_pointer("point_bias", point_bias, dtype, out_channels);
+  weights.shape = {in_channels, mid_channels, out_channels, kernel, stride};
+  return FusedMBConvPacked(weights);
+}
+
+void fused_mbconv(const FusedMBConvPacked& packed, Address x, Address y,
+                  std::optional<Address> residual, std::int64_t batch, std::int64_t height,
+                  std::int64_t width, const std::optional<std::string>& activation,
+                  int num_threads) {
+  const evsam::FusedMBConvShape& shape = packed.weights().shape;
+  auto args = map_arguments<evsam::FusedMBConvArgs>(packed, x, y, residual, batch, height, width,
+                                                    shape.stride, shape.in_channels,
+                                                    shape.out_channels, num_threads);
+  args.shape = shape;
+  args.activation = parse_activation(activation);
+  const py::gil_scoped_release without_gil;
+  evsam::fused_mbconv(args);
+}
+
+MBConvPacked pack_mbconv(Address expand_weight, std::optional<Address> expand_bias,
+                         Address depth_weight, std::optional<Address> depth_bias,
+                         Address point_weight, std::optional<Address> point_bias,
+                         std::int64_t in_channels, std::int64_t mid_channels,
+                         std::int64_t out_channels, std::int64_t kernel, std::int64_t stride,
+                         const std::string& dtype_name) {
+  check_at_least("in_channels", in_channels, 1);
+  check_at_least("mid_channels", mid_channels, 1);
+  check_at_least("out_channels", out_channels, 1);
+  check_kernel(kernel);
+  check_at_least("stride", stride, 1);
+  evsam::MBConvWeights weights{};
+  const evsam::DType dtype = weights.dtype = parse_storage_dtype(dtype_name);
+  weights.expand_weight = pointer("expand_weight", expand_weight, dtype,
+                                  element_count({mid_channels, in_channels}, dtype));
+  weights.expand_bias = optional_pointer("expand_bias", expand_bias, dtype, mid_channels);
+  weights.depth_weight = pointer("depth_weight", depth_weight, dtype,
+                                 element_count({mid_channels, kernel, kernel}, dtype));
+  weights.depth_bias = optional_pointer("depth_bias", depth_bias, dtype, mid_channels);
+  weights.point_weight = pointer("point_weight", point_weight, dtype,
+                                 element_count({out_channels, mid_channels}, dtype));
+  weights.point_bias = optional_pointer("point_bias", point_bias, dtype, out_channels);
+  weights.shape = {in_channels, mid_channels, out_channels, kernel, stride};
+  return MBConvPacked(weights);
+}
+
+void mbconv(const MBConvPacked& packed, Address x, Address y, std::optional<Address> residual,
+            std::int64_t batch, std::int64_t height, std::int64_t width,
+            const std::optional<std::string>& activation, int num_threads) {
+  const evsam::MBConvShape& shape = packed.weights().shape;
+  auto args = map_arguments<evsam::MBConvArgs>(packed, x, y, residual, batch, height, width,
+                                               shape.stride, shape.in_channels, shape.out_channels,
+                                               num_threads);
+  args.shape = shape;
+  args.activation = parse_activation(activation);
+  const py::gil_scoped_release without_gil;
+  evsam::mbconv(args);
+}
+
+using Addresses = std::vector<Address>;
+
+MultiScaleAttentionPacked pack_multi_scale_attention(
+    Address qkv_weight, std::optional<Address> qkv_bias, const Addresses& depth_weights,
+    const Addresses& depth_biases, const Addresses& group_weights, const Addresses& group_biases,
+    Address proj_weight, std::optional<Address> proj_bias, std::int64_t in_channels,
+    std::int64_t heads, std::int64_t head_dim, std::int64_t out_channels,
+    const std::vector<std::int64_t>& kernels, const std::string& dtype_name) {
+  check_at_least("in_channels", in_channels, 1);
+  check_at_least("heads", heads, 1);
+  check_at_least("head_dim", head_dim, 1);
+  check_at_least("out_channels", out_channels, 1);
+  const std::size_t scales = kernels.size();
+  check(scales <= static_cast<std::size_t>(evsam::max_scales),
+        "kernels must hold at most " + std::to_string(evsam::max_scales) + " scales, got " +
+            std::to_string(scales));
+  check(depth_weights.size() == scales && group_weights.size() == scales &&
+            (depth_biases.empty() || depth_biases.size() == scales) &&
+            (group_biases.empty() || group_biases.size() == scales),
+        "weights and biases must hold one tensor per scale");
+  evsam::MultiScaleAttentionWeights weights{};
+  const evsam::DType dtype = weights.dtype = parse_storage_dtype(dtype_name);
+  const std::int64_t width = element_count({heads, 3, head_dim}, dtype);
+  weights.shape.in_channels = in_channels;
+  weights.shape.heads = heads;
+  weights.shape.head_dim = head_dim;
+  weights.shape.out_channels = out_channels;
+  weights.shape.scales = static_cast<std::int64_t>(scales);
+  for (std::size_t s = 0; s < scales; ++s) {
+    const std::int64_t kernel = kernels[s];
+    check_kernel(kernel);
+    weights.shape.kernels[s] = kernel;
+    weights.depth_weights[s] = pointer("depth_weights", depth_weights[s], dtype,
+                                       element_count({width, kernel, kernel}, dtype));
+    weights.group_weights[s] = pointer("group_weights", group_weights[s], dtype,
+                                       element_count({width, head_dim}, dtype));
+    if (!depth_biases.empty())
+      weights.depth_biases[s] = pointer("depth_biases", depth_biases[s], dtype, width);
+    if (!group_biases.empty())
+      weights.group_biases[s] = pointer("group_biases", group_biases[s], dtype, width);
+  }
+  weights.qkv_weight =
+      pointer("qkv_weight", qkv_weight, dtype, element_count({width, in_channels}, dtype));
+  weights.qkv_bias = optional_pointer("qkv_bias", qkv_bias, dtype, width);
+  const std::int64_t attended = element_count({1 + weights.shape.scales, heads, head_dim}, dtype);
+  weights.proj_weight =
+      pointer("proj_weight", proj_weight, dtype, element_count({out_channels, attended}, dtype));
+  weights.proj_bias = optional_pointer("proj_bias", proj_bias, dtype, out_channels);
+  return MultiScaleAttentionPacked(weights);
+}
+
+void multi_scale_attention(const MultiScaleAttentionPacked& packed, Address x, Address y,
+                           std::optional<Address> residual, std::int64_t batch,
+                           std::int64_t height, std::int64_t width, double eps, int num_threads) {
+  const evsam::MultiScaleAttentionShape& shape = packed.weights().shape;
+  auto args = map_arguments<evsam::MultiScaleAttentionArgs>(
+      packed, x, y, residual, batch, height, width, 1, shape.in_channels, shape.out_channels,
+      num_threads);
+  args.shape = shape;
+  args.eps = eps;
+  const py::gil_scoped_release without_gil;
+  evsam::multi_scale_attention(args);
+}
+
+void relu_linear_attention(Address qkv, Address y, std::int64_t batch, std::int64_t tokens,
+                           std::int64_t heads, std::int64_t head_dim, double eps,
+                           const std::string& dtype_name, int num_threads) {
+  check_at_least("batch", batch, 0);
+  check_at_least("tokens", tokens, 1);
+  check_at_least("heads", heads, 1);
+  check_at_least("head_dim", head_dim, 1);
+  check_at_least("num_threads", num_threads, 1);
+  evsam::ReluLinearAttentionArgs args{};
+  args.dtype = parse_storage_dtype(dtype_name);
+  const std::int64_t count = element_count({batch, tokens, heads, 3, head_dim}, args.dtype);
+  args.qkv = pointer("qkv", qkv, args.dtype, count);
+  args.y = pointer("y", y, args.dtype, count / 3);
+  args.batch = batch;
+  args.tokens = tokens;
+  args.heads = heads;
+  args.head_dim = head_dim;
+  args.eps = eps;
+  args.num_threads = num_threads;
+  const py::gil_scoped_release without_gil;
+  evsam::relu_linear_attention(args);
+}
+
+void upsample_add(const std::vector<std::tuple<Address, std::int64_t, std::int64_t>>& maps,
+                  Address y, std::int64_t batch, std::int64_t height, std::int64_t width,
+                  std::int64_t channels, const std::string& dtype_name, int num_threads) {
+  check(!maps.empty(), "maps must hold at least one map");
+  check_at_least("batch", batch, 0);
+  check_at_least("height", height, 1);
+  check_at_least("width", width, 1);
+  check_at_least("channels", channels, 1);
+  check_at_least("num_threads", num_threads, 1);
+  evsam::UpsampleAddArgs args{};
+  args.dtype = parse_storage_dtype(dtype_name);
+  std::vector<evsam::UpsampleAddMap> checked;
+  for (const auto& [address, map_height, map_width] : maps) {
+    check_at_least("the height of a map", map_height, 1);
+    check_at_least("the width of a map", map_width, 1);
+    const std::int64_t count = element_count({batch, map_height, map_width, channels}, args.dtype);
+    checked.push_back({pointer("maps", address, args.dtype, count), map_height, map_width});
+  }
+  args.maps = checked.data();
+  args.count = static_cast<std::int64_t>(checked.size());
+  args.y = pointer("y", y, args.dtype, element_count({batch, height, width, channels}, args.dtype));
+  args.batch = batch;
+  args.height = height;
+  args.width = width;
+  args.channels = channels;
+  args.num_threads = num_threads;
+  const py::gil_scoped_release without_gil;
+  evsam::upsample_add(args);
+}
+
+template <class T>
+void bind_packed(py::module_& module, const char* name) {
+  py::class_<T>(module, name, "Weights in the form that the kernels of one instruction set read.")
+      .def_property_readonly("nbytes", &T::bytes, "Bytes that they take.")
+      .def_property_readonly("isa", &T::isa, "Name of the instruction set.");
 }
 
 }  // namespace
@@ -111,4 +418,44 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("layer_norm_2d", &layer_norm_2d, py::kw_only(), "x"_a, "y"_a, "weight"_a, "bias"_a,
              "rows"_a, "channels"_a, "eps"_a, "dtype"_a, "num_threads"_a,
              "LayerNorm over rows of channels; see csrc/include/evsam/layer_norm_2d.h.");
+
+  bind_packed<ConvActPacked>(module, "ConvActPacked");
+  bind_packed<FusedMBConvPacked>(module, "FusedMBConvPacked");
+  bind_packed<MBConvPacked>(module, "MBConvPacked");
+  bind_packed<MultiScaleAttentionPacked>(module, "MultiScaleAttentionPacked");
+
+  module.def("pack_conv_act", &pack_conv_act, py::kw_only(), "weight"_a, "bias"_a, "in_channels"_a,
+             "out_channels"_a, "kernel"_a, "stride"_a, "dilation"_a, "groups"_a, "dtype"_a,
+             "Weights for conv_act; see csrc/include/evsam/conv_act.h.");
+  module.def("conv_act", &conv_act, py::kw_only(), "packed"_a, "x"_a, "y"_a, "residual"_a,
+             "batch"_a, "height"_a, "width"_a, "activation"_a, "num_threads"_a,
+             "Convolution, bias, activation, residual; see csrc/include/evsam/conv_act.h.");
+  module.def("pack_fused_mbconv", &pack_fused_mbconv, py::kw_only(), "spatial_weight"_a,
+             "spatial_bias"_a, "point_weight"_a, "point_bias"_a, "in_channels"_a, "mid_channels"_a,
+             "out_channels"_a, "kernel"_a, "stride"_a, "dtype"_a,
+             "Weights for fused_mbconv; see csrc/include/evsam/fused_mbconv.h.");
+  module.def("fused_mbconv", &fused_mbconv, py::kw_only(), "packed"_a, "x"_a, "y"_a, "residual"_a,
+             "batch"_a, "height"_a, "width"_a, "activation"_a, "num_threads"_a,
+             "Convolution, activation, 1x1 convolution; see csrc/include/evsam/fused_mbconv.h.");
+  module.def("pack_mbconv", &pack_mbconv, py::kw_only(), "expand_weight"_a, "expand_bias"_a,
+             "depth_weight"_a, "depth_bias"_a, "point_weight"_a, "point_bias"_a, "in_channels"_a,
+             "mid_channels"_a, "out_channels"_a, "kernel"_a, "stride"_a, "dtype"_a,
+             "Weights for mbconv; see csrc/include/evsam/mbconv.h.");
+  module.def("mbconv", &mbconv, py::kw_only(), "packed"_a, "x"_a, "y"_a, "residual"_a, "batch"_a,
+             "height"_a, "width"_a, "activation"_a, "num_threads"_a,
+             "1x1, depthwise and 1x1 convolution; see csrc/include/evsam/mbconv.h.");
+  module.def("pack_multi_scale_attention", &pack_multi_scale_attention, py::kw_only(),
+             "qkv_weight"_a, "qkv_bias"_a, "depth_weights"_a, "depth_biases"_a, "group_weights"_a,
+             "group_biases"_a, "proj_weight"_a, "proj_bias"_a, "in_channels"_a, "heads"_a,
+             "head_dim"_a, "out_channels"_a, "kernels"_a, "dtype"_a,
+             "Weights for multi_scale_attention; see csrc/include/evsam/multi_scale_attention.h.");
+  module.def("multi_scale_attention", &multi_scale_attention, py::kw_only(), "packed"_a, "x"_a,
+             "y"_a, "residual"_a, "batch"_a, "height"_a, "width"_a, "eps"_a, "num_threads"_a,
+             "The LiteMLA block; see csrc/include/evsam/multi_scale_attention.h.");
+  module.def("relu_linear_attention", &relu_linear_attention, py::kw_only(), "qkv"_a, "y"_a,
+             "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "eps"_a, "dtype"_a, "num_threads"_a,
+             "Linear attention of every head; see csrc/include/evsam/relu_linear_attention.h.");
+  module.def("upsample_add", &upsample_add, py::kw_only(), "maps"_a, "y"_a, "batch"_a, "height"_a,
+             "width"_a, "channels"_a, "dtype"_a, "num_threads"_a,
+             "Sum of resized maps (address, height, width); see csrc/include/evsam/upsample_add.h.");
 }

@@ -10,10 +10,10 @@
 
 #include "evsam/layer_norm_2d.h"
 
-#include <cstddef>
-#include <new>
+#include <cstdint>
 
 #include "parallel.h"
+#include "scratch.h"
 #include "storage.h"
 
 namespace evsam::EVSAM_ISA {
@@ -52,26 +52,6 @@ struct Row {
   T centred(std::int64_t c) const { return elements[c] - mean - rest_of_mean; }
 };
 
-// `count` vectors of `length` elements that share no cache line.
-template <class T>
-class Vectors {
- public:
-  Vectors(std::int64_t count, std::int64_t length)
-      : bytes_each_((length * sizeof(T) / cache_line + 1) * cache_line),
-        memory_(static_cast<char*>(::operator new(count * bytes_each_, alignment_))) {}
-  ~Vectors() { ::operator delete(memory_, alignment_); }
-  Vectors(const Vectors&) = delete;
-  Vectors& operator=(const Vectors&) = delete;
-
-  T* operator[](std::int64_t index) { return reinterpret_cast<T*>(memory_ + index * bytes_each_); }
-
- private:
-  static constexpr std::size_t cache_line = 64;
-  static constexpr std::align_val_t alignment_{cache_line};
-  std::size_t bytes_each_;
-  char* memory_;
-};
-
 template <class T>
 const T* filled(T* vector, std::int64_t length, T value) {
   for (std::int64_t i = 0; i < length; ++i) vector[i] = value;
@@ -88,46 +68,63 @@ void run(const LayerNorm2dArgs& args) {
   const auto* bias = static_cast<const T*>(args.bias);
   const T eps = static_cast<T>(args.eps);
 
-  const std::int64_t tiles = args.num_threads;  // one at a time for each thread
-  Vectors<T> room(tiles * tile_rows + 2, channels);
-  if (weight == nullptr) weight = filled<T>(room[tiles * tile_rows], channels, 1);
-  if (bias == nullptr) bias = filled<T>(room[tiles * tile_rows + 1], channels, 0);
-
-  const auto normalise = [&](std::int64_t member, std::int64_t begin, std::int64_t end) {
-    for (std::int64_t first = begin; first < end; first += tile_rows) {
-      const std::int64_t rows = end - first < tile_rows ? end - first : tile_rows;
-      Row<T> tile[tile_rows];
-      for (std::int64_t r = 0; r < rows; ++r) {
-        T* wide = room[member * tile_rows + r];
-        tile[r].elements = load(x + (first + r) * channels, wide, channels);
-      }
-      for (std::int64_t r = 0; r < rows; ++r) {
-        const T* v = tile[r].elements;
-        tile[r].mean = mean_of<T>(channels, [=](std::int64_t c) { return v[c]; });
-      }
-      for (std::int64_t r = 0; r < rows; ++r) {
-        const T *v = tile[r].elements, mean = tile[r].mean;
-        tile[r].rest_of_mean = mean_of<T>(channels, [=](std::int64_t c) { return v[c] - mean; });
-      }
-      for (std::int64_t r = 0; r < rows; ++r) {
-        const Row<T> row = tile[r];
-        const T variance = mean_of<T>(channels, [=](std::int64_t c) {
-          return row.centred(c) * row.centred(c);
-        });
-        tile[r].scale = 1 / square_root(variance + eps);
-      }
-      for (std::int64_t r = 0; r < rows; ++r) {
-        const Row<T> row = tile[r];
-        Storage* out = y + (first + r) * channels;
-        T* results = stage(out, room[member * tile_rows + r]);
-#pragma omp simd
-        for (std::int64_t c = 0; c < channels; ++c)
-          results[c] = row.centred(c) * row.scale * weight[c] + bias[c];
-        store(results, out, channels);
-      }
+  struct Room {
+    T* wide[tile_rows];
+    Room(Pieces& pieces, std::int64_t channels) {
+      for (T*& row : wide) row = pieces.take<T>(channels);
     }
   };
-  parallel_for(args.rows, channels, args.num_threads, normalise);
+  Pieces counted, shared_counted;
+  const Room one(counted, channels);
+  shared_counted.take<T>(channels);
+  shared_counted.take<T>(channels);
+  char* memory = scratch(shared_counted.bytes() + args.num_threads * counted.bytes());
+  Pieces shared(memory);
+  T *const ones = shared.take<T>(channels), *const zeros = shared.take<T>(channels);
+  if (weight == nullptr) weight = filled<T>(ones, channels, 1);
+  if (bias == nullptr) bias = filled<T>(zeros, channels, 0);
+
+  const auto normalise = [&](const Room& room, std::int64_t first, std::int64_t rows) {
+    Row<T> tile[tile_rows];
+    for (std::int64_t r = 0; r < rows; ++r)
+      tile[r].elements = load(x + (first + r) * channels, room.wide[r], channels);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const T* v = tile[r].elements;
+      tile[r].mean = mean_of<T>(channels, [=](std::int64_t c) { return v[c]; });
+    }
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const T *v = tile[r].elements, mean = tile[r].mean;
+      tile[r].rest_of_mean = mean_of<T>(channels, [=](std::int64_t c) { return v[c] - mean; });
+    }
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const Row<T> row = tile[r];
+      const T variance = mean_of<T>(channels, [=](std::int64_t c) {
+        return row.centred(c) * row.centred(c);
+      });
+      tile[r].scale = 1 / square_root(variance + eps);
+    }
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const Row<T> row = tile[r];
+      Storage* out = y + (first + r) * channels;
+      T* results = stage(out, room.wide[r]);
+#pragma omp simd
+      for (std::int64_t c = 0; c < channels; ++c)
+        results[c] = row.centred(c) * row.scale * weight[c] + bias[c];
+      store(results, out, channels);
+    }
+  };
+  constexpr std::int64_t rows_at_once = 16 * tile_rows;
+  const std::int64_t tasks = (args.rows + rows_at_once - 1) / rows_at_once;
+  parallel(args.num_threads, args.rows * channels, [&](int member) {
+    Pieces pieces(memory + shared_counted.bytes() + member * counted.bytes());
+    const Room room(pieces, channels);
+    for_each(tasks, [&](std::int64_t task) {
+      const std::int64_t last = (task + 1) * rows_at_once;
+      const std::int64_t end = last < args.rows ? last : args.rows;
+      for (std::int64_t first = task * rows_at_once; first < end; first += tile_rows)
+        normalise(room, first, end - first < tile_rows ? end - first : tile_rows);
+    });
+  });
 }
 
 }  // namespace

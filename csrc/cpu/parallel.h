@@ -10,31 +10,37 @@
 namespace evsam::EVSAM_ISA {
 namespace {
 
-// Work, in elements touched, below which starting threads costs more than it saves.
-constexpr std::int64_t serial_elements = 1 << 15;
-
-// Calls body(member, begin, end) once per member of a team of at most num_threads, so that the calls
-// cover [0, count). The body must not throw.
+// Calls body(member) once per member of a team of at most num_threads; member counts from 0. Work in
+// it is shared out by for_each. The body must not throw. `operations` is how much there is to do in
+// all, roughly: little is done by one.
 //
 // The team has num_threads members or one: libgomp ends the threads that a smaller team leaves idle
 // and has to start them again for PyTorch's next operator.
 template <class Body>
-void parallel_for(std::int64_t count, std::int64_t elements_each, int num_threads, const Body& body) {
+void parallel(int num_threads, std::int64_t operations, const Body& body) {
+  // Starting threads takes as long as this many.
+  constexpr std::int64_t serial_operations = 1 << 15;
 #if defined(_OPENMP)
-  if (num_threads > 1 && count > 1 && count * elements_each > serial_elements) {
+  if (num_threads > 1 && operations > serial_operations) {
 #pragma omp parallel num_threads(num_threads)
-    {
-      const std::int64_t team = omp_get_num_threads();
-      const std::int64_t member = omp_get_thread_num();
-      body(member, count * member / team, count * (member + 1) / team);
-    }
+    body(omp_get_thread_num());
     return;
   }
 #else
-  (void)elements_each;
   (void)num_threads;
+  (void)operations;
 #endif
-  body(std::int64_t{0}, std::int64_t{0}, count);
+  body(0);
+}
+
+// In a team: calls body(i) once for every i in [0, count), on whichever member is free, and waits for
+// all of them.
+template <class Body>
+void for_each(std::int64_t count, const Body& body) {
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic, 1)
+#endif
+  for (std::int64_t i = 0; i < count; ++i) body(i);
 }
 
 }  // namespace

@@ -55,7 +55,7 @@ def gather() -> dict[str, Any]:
     - "cuda": whether there is a GPU, why not, which;
     - "backends": per backend what executes it, on which devices, whether it can run here, why not;
     - "operations": per operation the backends that have a kernel, and by type of device the one
-      that "auto" picks;
+      that "auto" picks at float32;
     - "optional_packages": per package its version or None, and what it is for.
     """
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -83,7 +83,9 @@ def gather() -> dict[str, Any]:
             {
                 "name": op,
                 "kernels": [name for name in BACKENDS if has_kernel(op, name)],
-                "auto": {device: chosen_backend(op, AUTO, device) for device in devices},
+                "auto": {
+                    device: chosen_backend(op, AUTO, device, torch.float32) for device in devices
+                },
             }
             for op in OPERATIONS
         ],

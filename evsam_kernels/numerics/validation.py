@@ -30,12 +30,14 @@ class Step:
     backends: tuple[str, ...]
 
 
-def available_backends(op: str, device_type: str) -> tuple[str, ...]:
-    """Names of the backends that can run `op` on such a device here."""
+def available_backends(
+    op: str, device_type: str, dtype: torch.dtype | None = None
+) -> tuple[str, ...]:
+    """Names of the backends that can run `op` on such a device here, at `dtype` where given."""
     return tuple(
         name
         for name, backend in BACKENDS.items()
-        if has_kernel(op, name)
+        if has_kernel(op, name, dtype)
         and backend.accepts(device_type)
         and backend.why_unavailable() is None
     )
@@ -58,18 +60,21 @@ def plan(
     """
     steps = []
     for op in OPERATIONS if ops is None else ops:
-        chosen = tuple(
-            name
-            for name in available_backends(op, torch.device(device).type)
-            if backends is None or name in backends
-        )
-        if chosen:
-            steps += [
-                Step(case, dtype, chosen)
-                for case in CASES[op]
-                if case.quick or not quick
-                for dtype in (DTYPES if dtypes is None else dtypes)
-            ]
+        chosen = {
+            dtype: tuple(
+                name
+                for name in available_backends(op, torch.device(device).type, DTYPES[dtype])
+                if backends is None or name in backends
+            )
+            for dtype in (DTYPES if dtypes is None else dtypes)
+        }
+        steps += [
+            Step(case, dtype, names)
+            for case in CASES[op]
+            if case.quick or not quick
+            for dtype, names in chosen.items()
+            if names
+        ]
     return steps
 
 

@@ -33,9 +33,16 @@ OPERATIONS = (
 Kernel = Callable[..., Tensor]
 
 
-def has_kernel(op: str, backend: str) -> bool:
-    """Whether `backend` has a kernel for `op` (whether or not it can run here)."""
-    return importlib.util.find_spec(f"evsam_kernels.ops.{op}.{backend}") is not None
+def has_kernel(op: str, backend: str, dtype: torch.dtype | None = None) -> bool:
+    """Whether `backend` has a kernel for `op`, at `dtype` where given (and whether or not it runs)."""
+    if importlib.util.find_spec(f"evsam_kernels.ops.{op}.{backend}") is None:
+        return False
+    return backend == "reference" or dtype is None or dtype in _kernel_file(op, backend).DTYPES
+
+
+def _kernel_file(op: str, backend: str) -> Any:
+    """A backend's kernel of `op`: a function of that name, and DTYPES, what it takes as input."""
+    return importlib.import_module(f"evsam_kernels.ops.{op}.{backend}")
 
 
 @functools.cache
@@ -44,32 +51,34 @@ def formula(op: str) -> Kernel:
     return getattr(importlib.import_module(f"evsam_kernels.ops.{op}.reference"), op)
 
 
-def chosen_backend(op: str, backend: str, device_type: str) -> str:
+def chosen_backend(op: str, backend: str, device_type: str, dtype: torch.dtype) -> str:
     """The name of the backend that runs `op` on `device_type` when `backend` is asked for.
 
     Raises:
         ValueError: unknown backend, or one that does not run on such a device.
-        BackendUnavailableError: the named backend cannot run here or has no kernel for `op`.
+        BackendUnavailableError: the named backend cannot run here or has no kernel for `op` at
+            `dtype`.
     """
     if backend == backends.AUTO:
-        return next(name for name in backends.auto_order(device_type) if has_kernel(op, name))
+        order = backends.auto_order(device_type)
+        return next(name for name in order if has_kernel(op, name, dtype))
     backends.require(backend, device_type)
-    if not has_kernel(op, backend):
-        having = [name for name in backends.BACKENDS if has_kernel(op, name)]
+    if not has_kernel(op, backend, dtype):
+        having = [name for name in backends.BACKENDS if has_kernel(op, name, dtype)]
         raise backends.BackendUnavailableError(
-            f"backend {backend!r} has no kernel for {op}; it runs on {', '.join(having)}; "
-            f"choose one of these or backend='auto'"
+            f"backend {backend!r} has no kernel for {op} at {dtype}; it runs on "
+            f"{', '.join(having)}; choose one of these or backend='auto'"
         )
     return backend
 
 
 @functools.cache
-def kernel(op: str, backend: str, device_type: str) -> Kernel:
+def kernel(op: str, backend: str, device_type: str, dtype: torch.dtype) -> Kernel:
     """The function that runs `op`; see `chosen_backend` for what it raises."""
-    name = chosen_backend(op, backend, device_type)
+    name = chosen_backend(op, backend, device_type, dtype)
     if name == "reference":
         return functools.partial(_run_formula, formula(op))
-    return getattr(importlib.import_module(f"evsam_kernels.ops.{op}.{name}"), op)
+    return getattr(_kernel_file(op, name), op)
 
 
 def map_tensors(function: Callable[[Tensor], Any], argument: Any) -> Any:
@@ -147,7 +156,8 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
     def run(*arguments: Any) -> Tensor:
         *operands, backend = arguments
         output_shape(*operands)
-        return kernel(op, backend, tensors_of(operands)[0].device.type)(*operands)
+        first = tensors_of(operands)[0]
+        return kernel(op, backend, first.device.type, first.dtype)(*operands)
 
     def fake(*arguments: Any) -> Tensor:
         *operands, _ = arguments

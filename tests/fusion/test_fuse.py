@@ -413,7 +413,7 @@ def test_a_named_backend_never_falls_back(randomised, monkeypatch):
     from evsam_kernels.ops import registry
 
     block = randomised(foreign.ConvLayer(8, 6))
-    monkeypatch.setattr(registry, "has_kernel", lambda op, backend: backend != "reference")
+    monkeypatch.setattr(registry, "has_kernel", lambda op, backend, dtype: backend != "reference")
     with pytest.raises(ek.BackendUnavailableError, match="'reference' has no kernel for conv_act"):
         ek.fuse(block, backend="reference")
 

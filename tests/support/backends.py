@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evsam_kernels.backends import BACKENDS, Backend
 from evsam_kernels.ops import registry
+from evsam_kernels.ops.checks import FLOATING_DTYPES
 
 
 @contextmanager
@@ -24,6 +25,7 @@ def made_up_backend(name: str, **kernels: Callable[..., Tensor]) -> Iterator[Non
             module = types.ModuleType(f"evsam_kernels.ops.{op}.{name}")
             module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
             setattr(module, op, kernel)
+            module.DTYPES = FLOATING_DTYPES
             patch.setitem(sys.modules, module.__name__, module)
         registry.kernel.cache_clear()
         try:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from evsam_kernels.ops.checks import FLOATING_DTYPES
 from evsam_kernels.ops.layout import accumulation_dtype, channels_last, empty_channels_last
+from evsam_kernels.ops.native import address, check_inputs, dtype_name, native
 
 
-def _native() -> ModuleType:
-    """The extension module, imported when first needed: the package works without it."""
-    from evsam_kernels import _cpu
-
-    return _cpu
+DTYPES = FLOATING_DTYPES
 
 
 def layer_norm_2d(
@@ -39,12 +34,7 @@ def layer_norm_2d(
         TypeError: `x` has a dtype without a kernel.
         ValueError: a tensor is not on the CPU, or EVSAM_CPU_ISA names no available one.
     """
-    if x.dtype not in FLOATING_DTYPES:
-        raise TypeError(f"x must be one of {', '.join(map(str, FLOATING_DTYPES))}, got {x.dtype}")
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.device.type != "cpu":
-            raise ValueError(f"{name} must be on the CPU, got {tensor.device}; move it with .cpu()")
-
+    check_inputs("layer_norm_2d", DTYPES, x, weight, bias)
     batch, channels, height, width = x.shape
     x = channels_last(x)
     y = empty_channels_last(x, x.shape)
@@ -53,16 +43,15 @@ def layer_norm_2d(
         None if vector is None else vector.to(accumulation_dtype(x.dtype)).contiguous()
         for vector in (weight, bias)
     ]
-    weight_address, bias_address = (None if v is None else v.data_ptr() for v in affine)
-    _native().layer_norm_2d(
+    native().layer_norm_2d(
         x=x.data_ptr(),
         y=y.data_ptr(),
-        weight=weight_address,
-        bias=bias_address,
+        weight=address(affine[0]),
+        bias=address(affine[1]),
         rows=batch * height * width,
         channels=channels,
         eps=eps,
-        dtype=str(x.dtype).removeprefix("torch."),
+        dtype=dtype_name(x),
         num_threads=torch.get_num_threads(),
     )
     return y

@@ -7,15 +7,35 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "evsam/conv_act.h"
+#include "evsam/fused_mbconv.h"
 #include "evsam/isa.h"
 #include "evsam/layer_norm_2d.h"
+#include "evsam/mbconv.h"
+#include "evsam/multi_scale_attention.h"
+#include "evsam/relu_linear_attention.h"
+#include "evsam/upsample_add.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
 // Every operation that has CPU kernels: the function and the type of its argument.
-#define EVSAM_OPERATIONS(X) X(layer_norm_2d, LayerNorm2dArgs)
+#define EVSAM_OPERATIONS(X)                          \
+  X(conv_act, ConvActArgs)                           \
+  X(fused_mbconv, FusedMBConvArgs)                   \
+  X(mbconv, MBConvArgs)                              \
+  X(relu_linear_attention, ReluLinearAttentionArgs)  \
+  X(multi_scale_attention, MultiScaleAttentionArgs)  \
+  X(layer_norm_2d, LayerNorm2dArgs)                  \
+  X(upsample_add, UpsampleAddArgs)
+
+// Those whose weights are packed, and the type of the weights.
+#define EVSAM_PACKED_OPERATIONS(X)         \
+  X(conv_act_pack, ConvActWeights)         \
+  X(fused_mbconv_pack, FusedMBConvWeights) \
+  X(mbconv_pack, MBConvWeights)            \
+  X(multi_scale_attention_pack, MultiScaleAttentionWeights)
 
 namespace evsam {
 namespace {
@@ -23,6 +43,8 @@ namespace {
 struct Kernels {
 #define EVSAM_MEMBER(operation, Args) void (*operation)(const Args&);
   EVSAM_OPERATIONS(EVSAM_MEMBER)
+#define EVSAM_PACK_MEMBER(pack, Weights) std::int64_t (*pack)(const Weights&, void*);
+  EVSAM_PACKED_OPERATIONS(EVSAM_PACK_MEMBER)
 };
 
 struct Isa {
@@ -57,11 +79,14 @@ bool has_avx512_bf16() {
 }  // namespace
 
 #define EVSAM_DECLARE(operation, Args) void operation(const Args&);
-#define EVSAM_ADDRESS(operation, Args) operation,
-#define EVSAM_KERNELS_OF(isa)                               \
-  namespace isa {                                           \
-  EVSAM_OPERATIONS(EVSAM_DECLARE)                           \
-  static const Kernels kernels = {EVSAM_OPERATIONS(EVSAM_ADDRESS)}; \
+#define EVSAM_PACK_DECLARE(pack, Weights) std::int64_t pack(const Weights&, void*);
+#define EVSAM_ADDRESS(function, Args) function,
+#define EVSAM_KERNELS_OF(isa)                                         \
+  namespace isa {                                                     \
+  EVSAM_OPERATIONS(EVSAM_DECLARE)                                     \
+  EVSAM_PACKED_OPERATIONS(EVSAM_PACK_DECLARE)                         \
+  static const Kernels kernels = {EVSAM_OPERATIONS(EVSAM_ADDRESS)     \
+                                  EVSAM_PACKED_OPERATIONS(EVSAM_ADDRESS)}; \
   }
 
 EVSAM_KERNELS_OF(portable)
@@ -136,5 +161,10 @@ void use_isa(const std::string& name) { in_use.store(find("isa", name)); }
 #define EVSAM_DEFINE(operation, Args) \
   void operation(const Args& args) { current().kernels->operation(args); }
 EVSAM_OPERATIONS(EVSAM_DEFINE)
+#define EVSAM_PACK_DEFINE(pack, Weights)                      \
+  std::int64_t pack(const Weights& weights, void* packed) {   \
+    return current().kernels->pack(weights, packed);          \
+  }
+EVSAM_PACKED_OPERATIONS(EVSAM_PACK_DEFINE)
 
 }  // namespace evsam

@@ -1,0 +1,160 @@
+"""One contest: every contestant computes the same task, is checked against float64 and is timed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.contestants import OURS, Task
+from bench.plain import evaluate
+from bench.worker import Worker, WorkerError
+from evsam_kernels.numerics.budget import budget, measure, one_thread
+
+
+@dataclass
+class Outcome:
+    """How one contestant did.
+
+    Attributes:
+        configuration: its fastest, which was taken; "" where it did not get ready.
+        error: relative Frobenius error against float64; NaN where it did not get ready.
+        samples_ms: milliseconds of every run.
+        failure: why there are none; "" where there are.
+    """
+
+    configuration: str = ""
+    error: float = math.nan
+    samples_ms: list[float] = field(default_factory=list)
+    failure: str = ""
+
+    @property
+    def median_ms(self) -> float:
+        """NaN where there are no times."""
+        return statistics.median(self.samples_ms) if self.samples_ms else math.nan
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, with None for NaN."""
+        return {
+            "configuration": self.configuration,
+            "median_ms": _or_none(self.median_ms),
+            "samples_ms": self.samples_ms,
+            "error": _or_none(self.error),
+            "failure": self.failure,
+        }
+
+
+@dataclass
+class Contest:
+    """How all did.
+
+    Attributes:
+        outcomes: by contestant; ours alone where it failed.
+        allowed_error: what that of ours must not exceed.
+    """
+
+    outcomes: dict[str, Outcome]
+    allowed_error: float
+
+    @property
+    def ours(self) -> Outcome:
+        return self.outcomes[OURS]
+
+    @property
+    def best_peer(self) -> str | None:
+        """The name of the fastest peer; None where none has times."""
+        medians = {
+            name: outcome.median_ms
+            for name, outcome in self.outcomes.items()
+            if name != OURS and outcome.samples_ms
+        }
+        return min(medians, key=medians.__getitem__, default=None)
+
+    @property
+    def speedup(self) -> float:
+        """The best peer's time over ours; NaN where either is missing."""
+        if self.best_peer is None:
+            return math.nan
+        return self.outcomes[self.best_peer].median_ms / self.ours.median_ms
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, with None for NaN."""
+        return {
+            "allowed_error": self.allowed_error,
+            "best_peer": self.best_peer,
+            "speedup": _or_none(self.speedup),
+            "contestants": {name: outcome.as_json() for name, outcome in self.outcomes.items()},
+        }
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def interleaved(
+    turns: Mapping[str, Callable[[], list[float]]], rounds: int, advance: Callable[[], None]
+) -> dict[str, list[float]]:
+    """The samples of each, taken in turn, A B C A B C, so that only one computes at a time."""
+    samples: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(rounds):
+        for name, turn in turns.items():
+            samples[name] += turn()
+        advance()
+    return samples
+
+
+def hold(
+    task: Task,
+    workers: Mapping[str, Worker],
+    refusals: Mapping[str, str],
+    *,
+    rounds: int,
+    advance: Callable[[], None],
+) -> Contest:
+    """Check all workers on a task, then time them.
+
+    The oracle is plain PyTorch at float64. Where the error of ours exceeds twice that of plain
+    PyTorch at the task's dtype, and a rounding, nobody is timed.
+
+    Args:
+        task: what to compute.
+        workers: by contestant, ours first.
+        refusals: why a contestant does not take part; "" where it does.
+        rounds: turns of each.
+        advance: called once per worker that takes part and once per round.
+    """
+    with one_thread():
+        oracle = evaluate(task.module, task.inputs, torch.float64)
+    plain = measure(evaluate(task.module, task.inputs, task.dtype), oracle)
+    allowed = budget(plain, task.dtype).frobenius
+
+    outcomes: dict[str, Outcome] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "task.pt"
+        torch.save(task, file)
+        for name, worker in workers.items():
+            outcome = outcomes[name] = Outcome(failure=refusals[name])
+            if refusals[name]:
+                continue
+            try:
+                outcome.configuration = worker.prepare(file)
+                outcome.error = measure(worker.output(), oracle).frobenius
+            except WorkerError as error:
+                outcome.failure = str(error)
+            advance()
+            if name == OURS:
+                if not outcome.failure and not outcome.error <= allowed:
+                    outcome.failure = f"error {outcome.error:.2e} exceeds {allowed:.2e}"
+                if outcome.failure:
+                    return Contest(outcomes, allowed)
+
+    turns = {name: workers[name].turn for name in workers if not outcomes[name].failure}
+    for name, seconds in interleaved(turns, rounds, advance).items():
+        outcomes[name].samples_ms = [1000 * second for second in seconds]
+    return Contest(outcomes, allowed)

@@ -1,0 +1,248 @@
+"""Who takes part: our fused module, and each peer in every configuration that may be its best.
+
+A contestant turns a task into candidates: functions that compute the output once. Its worker times
+the candidates for a moment and keeps the fastest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import evsam_kernels
+from bench.plain import plain
+from evsam_kernels.backends import BACKENDS
+
+OURS = "ours"
+
+Candidate = tuple[str, Callable[[], Tensor]]
+"""What is particular to a configuration, and a function that computes the output once."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every contestant computes.
+
+    Attributes:
+        module: built of the package's modules; float32, in eval mode.
+        inputs: float32, `[B, C, H, W]` each.
+        dtype: of inputs, weights and output; what a contestant does in between is its own matter.
+    """
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    dtype: torch.dtype
+
+    def channels_last_inputs(self) -> list[Tensor]:
+        """The inputs as PyTorch's convolutions like them, at the dtype."""
+        return [x.to(self.dtype, memory_format=torch.channels_last) for x in self.inputs]
+
+    def plain(self, dtype: torch.dtype) -> nn.Module:
+        """The module in PyTorch's own operations, channels last, at `dtype`."""
+        return plain(self.module).to(dtype, memory_format=torch.channels_last)
+
+
+def _ours(task: Task) -> Iterator[Candidate]:
+    fused = evsam_kernels.fuse(task.module, dtype=task.dtype)
+    report: Any = fused.fusion_report
+    counts = Counter(block.backend for block in report.swapped)
+    description = ", ".join(f"{count} on {backend}" for backend, count in counts.items())
+    if BACKENDS["cpu"].why_unavailable() is None:
+        description += f", {importlib.import_module('evsam_kernels._cpu').isa()}"
+    inputs = task.channels_last_inputs()
+    yield description, lambda: fused(*inputs)
+
+
+def _eager(task: Task) -> Iterator[Candidate]:
+    module, inputs = task.plain(task.dtype), task.channels_last_inputs()
+    yield "channels last", lambda: module(*inputs)
+    if task.dtype != torch.float32:
+        wide, wide_inputs = task.plain(torch.float32), [x.float() for x in inputs]
+
+        def autocast() -> Tensor:
+            with torch.autocast("cpu", task.dtype):
+                output: Tensor = wide(*wide_inputs)
+                return output
+
+        yield "channels last, autocast", autocast
+
+
+def _compile(task: Task) -> Iterator[Candidate]:
+    from torch._inductor import config
+
+    config.freezing = True  # Folds BatchNorm and packs the weights.
+    torch._dynamo.reset()
+    module = torch.compile(task.plain(task.dtype), fullgraph=True)
+    inputs = task.channels_last_inputs()
+    yield "freezing, channels last", lambda: module(*inputs)
+
+
+class _ChannelsLastOutside(nn.Module):
+    """Takes and returns `[B, H, W, C]`, for runtimes that would otherwise have to reorder."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        output: Tensor = self.module(*(x.permute(0, 3, 1, 2) for x in inputs))
+        return output.permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The task in the order of axes in which a runtime is handed its inputs."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    axes_of_output: tuple[int, ...]
+
+
+def _layouts(task: Task) -> Iterator[_Layout]:
+    """Both orders, for float32 runtimes; which one is faster differs from block to block."""
+    module = plain(task.module)
+    first = tuple(x.contiguous() for x in task.inputs)
+    yield _Layout("channels first", module, first, (0, 1, 2, 3))
+    last = tuple(x.permute(0, 2, 3, 1).contiguous() for x in task.inputs)
+    yield _Layout("channels last", _ChannelsLastOutside(module), last, (0, 3, 1, 2))
+
+
+_OPSET = 20
+"""The first with the tanh approximation of GELU as one operator."""
+
+
+def _onnxruntime(task: Task) -> Iterator[Candidate]:
+    import onnxruntime
+
+    for layout in _layouts(task):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        # Its threads spin during a run, as is their default, but no longer once that is over.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / "module.onnx")
+            torch.onnx.export(
+                layout.module,
+                layout.inputs,
+                path,
+                opset_version=_OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        # Bound once, so that a run neither copies its inputs nor allocates its output.
+        binding = session.io_binding()
+        for argument, x in zip(session.get_inputs(), layout.inputs, strict=True):
+            binding.bind_cpu_input(argument.name, x.numpy())
+        result = session.get_outputs()[0]
+        buffer = onnxruntime.OrtValue.ortvalue_from_shape_and_type(result.shape, np.float32)
+        binding.bind_ortvalue_output(result.name, buffer)
+        output = torch.from_numpy(buffer.numpy()).permute(layout.axes_of_output)
+
+        def run(session: Any = session, binding: Any = binding, output: Tensor = output) -> Tensor:
+            session.run_with_iobinding(binding)
+            return output
+
+        yield f"ONNX opset {_OPSET}, {layout.name}", run
+
+
+def _openvino(task: Task) -> Iterator[Candidate]:
+    import openvino
+    from openvino.preprocess import PrePostProcessor
+
+    storage = {torch.float32: openvino.Type.f32, torch.bfloat16: openvino.Type.bf16}[task.dtype]
+    settings = {
+        "INFERENCE_PRECISION_HINT": storage.get_type_name(),
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    for layout in _layouts(task):
+        shapes = [list(x.shape) for x in layout.inputs]
+        converted = openvino.convert_model(
+            layout.module, example_input=layout.inputs, input=shapes
+        )
+        processor = PrePostProcessor(converted)
+        for index in range(len(shapes)):
+            processor.input(index).tensor().set_element_type(storage)
+        processor.output().tensor().set_element_type(storage)
+        compiled = openvino.Core().compile_model(processor.build(), "CPU", settings)
+        request = compiled.create_infer_request()
+        for index, (shape, x) in enumerate(zip(shapes, layout.inputs, strict=True)):
+            tensor = openvino.Tensor(storage, openvino.Shape(shape))
+            _values(tensor, task.dtype).copy_(x)
+            request.set_input_tensor(index, tensor)
+        output = _values(request.get_output_tensor(), task.dtype).permute(layout.axes_of_output)
+
+        def run(request: Any = request, output: Tensor = output) -> Tensor:
+            request.infer()
+            return output
+
+        yield f"latency hint, {layout.name}", run
+
+
+def _values(tensor: Any, dtype: torch.dtype) -> Tensor:
+    """The memory of an OpenVINO tensor; NumPy, in between, takes bfloat16 for another type."""
+    return torch.from_numpy(tensor.data).view(dtype)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One who takes part.
+
+    Attributes:
+        candidates: turns a task into configurations to choose from.
+        packages: what it imports, the package whose version counts first.
+        dtypes: what it runs.
+        obeys_isa: whether it can be kept from using all of the processor's instruction sets.
+    """
+
+    candidates: Callable[[Task], Iterator[Candidate]]
+    packages: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+    obeys_isa: bool = True
+
+    @property
+    def missing(self) -> list[str]:
+        """The packages that are not installed."""
+        return [name for name in self.packages if importlib.util.find_spec(name) is None]
+
+    @property
+    def version(self) -> str:
+        """The version of the first package."""
+        return importlib.metadata.version(self.packages[0])
+
+    def refusal(self, dtype: torch.dtype, isa: str) -> str:
+        """Why it does not take part at such settings; "" where it does."""
+        if dtype not in self.dtypes:
+            return f"does not run {str(dtype).removeprefix('torch.')}"
+        if isa != "native" and not self.obeys_isa:
+            return f"cannot be kept to {isa}"
+        return ""
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    OURS: Contestant(_ours, ("evsam_kernels",)),
+    "eager": Contestant(_eager, ("torch",)),
+    "compile": Contestant(_compile, ("torch",)),
+    "onnxruntime": Contestant(
+        _onnxruntime,
+        ("onnxruntime", "onnx", "onnxscript"),
+        dtypes=(torch.float32,),
+        obeys_isa=False,
+    ),
+    "openvino": Contestant(_openvino, ("openvino",)),
+}
+PEERS = tuple(name for name in CONTESTANTS if name != OURS)

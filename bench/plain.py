@@ -1,0 +1,60 @@
+"""The image encoder in PyTorch's own operations alone: what the peers run and the oracle computes.
+
+The modules of the package call the package's operations. A peer must get none of them: it could
+not look inside, and would be timed with our kernels.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evsam_kernels.nn import LayerNorm2d, LiteMLA
+from evsam_kernels.ops.registry import formula
+
+_relu_linear_attention = formula("relu_linear_attention")
+
+
+class _PlainLayerNorm2d(LayerNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = F.layer_norm(
+            x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return normalised.permute(0, 3, 1, 2)
+
+
+class _PlainLiteMLA(LiteMLA):
+    def _attend(self, qkv: Tensor) -> Tensor:
+        return _relu_linear_attention(qkv, self.dim, self.eps)
+
+
+_PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    LayerNorm2d: _PlainLayerNorm2d,
+    LiteMLA: _PlainLiteMLA,
+}
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """A copy of `module` that computes the same without any operation of the package."""
+    module = copy.deepcopy(module).requires_grad_(False)
+    for submodule in module.modules():
+        if type(submodule) in _PLAIN:
+            submodule.__class__ = _PLAIN[type(submodule)]
+    return module
+
+
+def evaluate(module: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    """The output of the plain form of `module`, computed at `dtype`.
+
+    Channels last, as `fuse()` and the eager contestant compute: at float32 the layout decides on
+    the order of sums.
+    """
+    layout = torch.channels_last
+    with torch.inference_mode():
+        output: Tensor = plain(module).to(dtype, memory_format=layout)(
+            *(x.to(dtype, memory_format=layout) for x in inputs)
+        )
+        return output

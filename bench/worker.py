@@ -1,0 +1,201 @@
+"""One contestant in a process of its own, and the handle by which the benchmark drives it.
+
+The process reads a JSON object a line and answers each with another: `{"do": "prepare", "task":
+FILE}`, `{"do": "output", "to": FILE}`, `{"do": "turn"}`. It computes only when asked and ends when
+its input does.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # The process pins itself before it imports PyTorch, which counts the cores.
+    from torch import Tensor
+
+ISA_ENVIRONMENTS: dict[str, dict[str, str]] = {
+    "native": {},
+    "avx2": {
+        "EVSAM_CPU_ISA": "avx2",
+        "ATEN_CPU_CAPABILITY": "avx2",  # PyTorch, and what its compiler vectorises for
+        "TORCHINDUCTOR_CPP_MARCH": "x86-64-v3",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",  # PyTorch and OpenVINO
+        "OV_CPU_MAX_ISA": "AVX2",
+    },
+    "avx512": {
+        "EVSAM_CPU_ISA": "avx512",
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "TORCHINDUCTOR_CPP_MARCH": "x86-64-v4",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+        "OV_CPU_MAX_ISA": "AVX512_CORE",
+    },
+}
+"""How contestants are kept to an instruction set, which they look up when they start."""
+
+_ROOT = Path(__file__).parents[1]
+_RUNS = 3
+"""At least so many are timed in a row."""
+_SECONDS_A_TURN = 0.05
+_SECONDS_A_TRIAL = 0.3
+_SECONDS_TO_WARM_UP = 0.02
+"""Threads of the contestant before may still be looking for work."""
+
+
+class WorkerError(Exception):
+    """A contestant failed; the message is what its process said."""
+
+
+class Worker:
+    """Runs one contestant in its process; close it at the end.
+
+    Args:
+        name: a key of `CONTESTANTS`.
+        cores: numbers of the cores it may run on, with one thread each.
+        isa: a key of `ISA_ENVIRONMENTS`.
+    """
+
+    def __init__(self, name: str, cores: tuple[int, ...], isa: str) -> None:
+        self._name = name
+        self._said = tempfile.TemporaryFile("w+", errors="replace")
+        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.worker", name, *map(str, cores)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            env={
+                **os.environ,
+                **ISA_ENVIRONMENTS[isa],
+                "OMP_NUM_THREADS": str(len(cores)),
+                "KMP_BLOCKTIME": "10",  # Milliseconds that LLVM's OpenMP spins after a run.
+                "PYTHONPATH": path,
+            },
+        )
+
+    def prepare(self, task: Path) -> str:
+        """Get ready for the `Task` in a file; returns the configuration that was the fastest.
+
+        Raises:
+            WorkerError: the contestant failed, here as in every other method.
+        """
+        configuration: str = self._ask(do="prepare", task=str(task))["configuration"]
+        return configuration
+
+    def output(self) -> Tensor:
+        """What the task prepared for gives."""
+        import torch
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / "output.pt")
+            self._ask(do="output", to=path)
+            output: Tensor = torch.load(path)
+            return output
+
+    def turn(self) -> list[float]:
+        """Seconds of a few runs in a row, after some that are not counted."""
+        seconds: list[float] = self._ask(do="turn")["seconds"]
+        return seconds
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+        self._said.close()
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        try:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+        except BrokenPipeError:
+            pass  # There will be no answer either.
+        line = stdout.readline()
+        if not line:
+            self._said.seek(0)
+            last = self._said.read().strip().splitlines()[-1:]
+            status = self._process.wait()
+            raise WorkerError(": ".join([f"its process ended with status {status}", *last]))
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+
+class _Server:
+    """The process's side; every method answers one request."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._run: Callable[[], Tensor]
+
+    def prepare(self, task: str) -> dict[str, Any]:
+        import torch
+
+        from bench.contestants import CONTESTANTS
+
+        self._run = lambda: torch.empty(0)  # Lets go of the task before.
+        gc.collect()
+        fastest, chosen = float("inf"), ""
+        for configuration, run in CONTESTANTS[self._name].candidates(
+            torch.load(task, weights_only=False)
+        ):
+            run()
+            seconds = min(_timed(run, _RUNS, _SECONDS_A_TRIAL))
+            if seconds < fastest:
+                fastest, chosen, self._run = seconds, configuration, run
+        return {"configuration": chosen}
+
+    def output(self, to: str) -> dict[str, Any]:
+        import torch
+
+        torch.save(self._run().clone(), to)
+        return {}
+
+    def turn(self) -> dict[str, Any]:
+        list(_timed(self._run, 1, _SECONDS_TO_WARM_UP))
+        return {"seconds": list(_timed(self._run, _RUNS, _SECONDS_A_TURN))}
+
+
+def _timed(run: Callable[[], object], runs: int, seconds: float) -> Iterator[float]:
+    """Seconds of each run, of at least `runs` that take at least `seconds` together."""
+    began = time.perf_counter()
+    while runs > 0 or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        run()
+        yield time.perf_counter() - start
+        runs -= 1
+
+
+def _serve(name: str, *cores: str) -> None:
+    os.sched_setaffinity(0, list(map(int, cores)))
+    # Answers have stdout to themselves; what a library prints there goes to stderr.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    import torch
+
+    torch.set_num_threads(len(cores))
+    server = _Server(name)
+    with torch.inference_mode():
+        for line in sys.stdin:
+            request = json.loads(line)
+            try:
+                answer = getattr(server, request.pop("do"))(**request)
+            except Exception as error:
+                message = " ".join(str(error).split())
+                answer = {"error": f"{type(error).__name__}: {message}"[:300]}
+            print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:])

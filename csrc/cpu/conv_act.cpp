@@ -1,0 +1,179 @@
+// Convolution with everything that follows it in one pass over the output.
+//
+// Layout: NHWC, so that a pixel's channels are the row of a matrix product.
+// Tile: a 3x3 convolution with stride 1 or 2 of enough channels goes through winograd.h, any other
+// through direct.h; one with a channel per group is a sum over taps in registers.
+// On chip: the transformed or gathered pixels of a tile, and the sums until bias, activation and residual
+// are applied. Main memory: x once (the rows between two tiles twice), weights once per tile from L3,
+// residual and y once.
+
+#include "evsam/conv_act.h"
+
+#include "activation.h"
+#include "depthwise.h"
+#include "direct.h"
+#include "map.h"
+#include "parallel.h"
+#include "scratch.h"
+#include "winograd.h"
+
+namespace evsam::EVSAM_ISA {
+namespace {
+
+bool is_depthwise(const ConvShape& conv) {
+  return conv.groups == conv.in_channels && conv.groups == conv.out_channels && conv.groups > 1;
+}
+
+template <class Storage>
+std::int64_t pack(const ConvActWeights& from, void* packed) {
+  const ConvShape& conv = from.conv;
+  Pieces pieces(packed);
+  if (is_depthwise(conv)) {
+    const DepthwiseWeights weights(pieces, conv.in_channels, conv.kernel);
+    if (packed != nullptr) weights.pack<Storage>(from.weight, from.bias);
+  } else if (has_winograd(conv) && conv.stride == 1) {
+    const WinogradWeights<UnitStride<Storage>, Storage> weights(pieces, conv.in_channels,
+                                                                conv.out_channels);
+    if (packed != nullptr) weights.pack(from.weight, from.bias);
+  } else if (has_winograd(conv)) {
+    const WinogradWeights<ThreeStridedOutputs, Storage> weights(pieces, conv.in_channels,
+                                                                conv.out_channels);
+    if (packed != nullptr) weights.pack(from.weight, from.bias);
+  } else {
+    const DirectWeights<Storage> weights(pieces, conv);
+    if (packed != nullptr) weights.pack(from.weight, from.bias);
+    return weights.bytes();
+  }
+  return pieces.bytes();
+}
+
+template <class Scheme, class Storage>
+void run_winograd(const ConvActArgs& args, const Map<Storage>& in, const Output<Storage>& output) {
+  using Room = WinogradRoom<Scheme, Storage>;
+  const ConvShape& conv = args.conv;
+  const Tiles<Scheme> tiles(in);
+  const std::int64_t fitting = Room::fitting_tiles(conv.in_channels, 0);
+  const std::int64_t at_once = tiles.at_once(fitting, args.num_threads);
+  Pieces counted;
+  const Room one(counted, at_once, conv.in_channels);
+  char* memory = scratch(args.num_threads * counted.bytes());
+
+  Pieces packed = pieces_of(args.packed);
+  const WinogradWeights<Scheme, Storage> weights(packed, conv.in_channels, conv.out_channels);
+  const std::int64_t operations = tiles.count * conv.in_channels * conv.out_channels;
+  parallel(args.num_threads, operations, [&](int member) {
+    Pieces pieces(memory + member * counted.bytes());
+    const Room room(pieces, at_once, conv.in_channels);
+    const auto sink = [&](std::int64_t row, std::int64_t column, Vec value) {
+      if (room.pixels[row] >= 0) output.write(room.pixels[row], column, value);
+    };
+    for_each(quotient_up(tiles.count, at_once), [&](std::int64_t task) {
+      const std::int64_t first = task * at_once, count = least(at_once, tiles.count - first);
+      convolve_tiles<Scheme>(in, weights, tiles, first, count, room, args.activation, sink);
+    });
+  });
+}
+
+template <class Storage>
+void run_direct(const ConvActArgs& args, const Map<Storage>& in, const Output<Storage>& output) {
+  using E = Element<Storage>;
+  const ConvShape& conv = args.conv;
+  const DirectWeights<Storage> weights(pieces_of(args.packed), conv);
+  const std::int64_t pixels = in.batch * size_after(in.height, conv.stride) *
+                              size_after(in.width, conv.stride);
+  const std::int64_t group_columns = conv.out_channels / conv.groups;
+  const std::int64_t operand_columns = weights.group(0).blocks() * block;
+  const std::int64_t at_once = pixels_at_once<E>(pixels, operand_columns, args.num_threads);
+
+  struct Room {
+    Operand<E> gathered;
+    float* sums;
+    Room(Pieces& pieces, std::int64_t rows, std::int64_t columns)
+        : gathered{pieces.take<E>(rows * columns), rows},
+          sums(pieces.take<float>((rows + 3) * panel)) {}
+  };
+  Pieces counted;
+  const Room one(counted, at_once, operand_columns);
+  char* memory = scratch(args.num_threads * counted.bytes());
+
+  const std::int64_t operations = pixels * operand_columns * conv.out_channels;
+  parallel(args.num_threads, operations, [&](int member) {
+    Pieces pieces(memory + member * counted.bytes());
+    const Room room(pieces, at_once, operand_columns);
+    for_each(quotient_up(pixels, at_once) * conv.groups, [&](std::int64_t task) {
+      const std::int64_t group = task % conv.groups, first = task / conv.groups * at_once;
+      const std::int64_t count = least(at_once, pixels - first);
+      gather(in, conv, group, first, count, room.gathered);
+      const auto sink = [&](std::int64_t row, std::int64_t column, Vec value) {
+        output.write(first + row, group * group_columns + column, value, group_columns - column);
+      };
+      multiply_into<Storage>(room.gathered, count, weights.group(group), 0, round_up(group_columns),
+                             room.sums, args.activation, sink);
+    });
+  });
+}
+
+template <class Storage>
+void run_depthwise(const ConvActArgs& args, const Map<Storage>& in, const Output<Storage>& output) {
+  const ConvShape& conv = args.conv;
+  Pieces packed = pieces_of(args.packed);
+  const DepthwiseWeights weights(packed, conv.in_channels, conv.kernel);
+  const std::int64_t height = size_after(in.height, conv.stride);
+  const std::int64_t width = size_after(in.width, conv.stride);
+  const std::int64_t padding = conv.kernel / 2 * conv.dilation;
+  const std::int64_t lines = in.batch * height;
+  const std::int64_t operations = lines * width * in.channels * conv.kernel * conv.kernel;
+  parallel(args.num_threads, operations, [&](int) {
+    for_each(lines, [&](std::int64_t line) {
+      const std::int64_t image = line / height, top = line % height * conv.stride - padding;
+      for (std::int64_t x = 0; x < width; ++x)
+        for (std::int64_t c = 0; c < in.channels; c += lanes) {
+          Vec value = load(weights.bias + c);
+          for (std::int64_t tap = 0; tap < conv.kernel * conv.kernel; ++tap) {
+            const std::int64_t in_y = top + tap / conv.kernel * conv.dilation;
+            const std::int64_t in_x = x * conv.stride - padding + tap % conv.kernel * conv.dilation;
+            if (in_y < 0 || in_y >= in.height || in_x < 0 || in_x >= in.width) continue;
+            const std::int64_t pixel = (image * in.height + in_y) * in.width + in_x;
+            const Vec weight = load(weights.taps + tap * round_up(in.channels) + c);
+            value = fma(load(in.x + pixel * in.channels + c, in.channels - c), weight, value);
+          }
+          activate<Storage>(args.activation, &value, 1);
+          output.write(line * width + x, c, value);
+        }
+    });
+  });
+}
+
+template <class Storage>
+void run(const ConvActArgs& args) {
+  const ConvShape& conv = args.conv;
+  const Map<Storage> in{static_cast<const Storage*>(args.x), args.batch, args.height, args.width,
+                        conv.in_channels};
+  const Output<Storage> output{static_cast<Storage*>(args.y),
+                               static_cast<const Storage*>(args.residual), conv.out_channels};
+  if (in.batch == 0) return;
+  if (is_depthwise(conv)) return run_depthwise(args, in, output);
+  if (!has_winograd(conv)) return run_direct(args, in, output);
+  if (conv.stride == 1) return run_winograd<UnitStride<Storage>>(args, in, output);
+  return run_winograd<ThreeStridedOutputs>(args, in, output);
+}
+
+}  // namespace
+
+std::int64_t conv_act_pack(const ConvActWeights& weights, void* packed) {
+  switch (weights.dtype) {
+    case DType::float16: return pack<Float16>(weights, packed);
+    case DType::bfloat16: return pack<BFloat16>(weights, packed);
+    default: return pack<float>(weights, packed);
+  }
+}
+
+void conv_act(const ConvActArgs& args) {
+  switch (args.dtype) {
+    case DType::float16: return run<Float16>(args);
+    case DType::bfloat16: return run<BFloat16>(args);
+    default: return run<float>(args);
+  }
+}
+
+}  // namespace evsam::EVSAM_ISA

@@ -1,0 +1,148 @@
+// NHWC maps as convolutions read and write them, and the operand that stays between two products.
+// Included by kernels: everything is private to the including file.
+#pragma once
+
+#include <cstdint>
+
+#include "activation.h"
+#include "matrix.h"
+#include "scratch.h"
+#include "simd.h"
+
+namespace evsam::EVSAM_ISA {
+namespace {
+
+inline std::int64_t size_after(std::int64_t size, std::int64_t stride) {
+  return (size - 1) / stride + 1;
+}
+
+template <class Storage>
+struct Map {
+  const Storage* x;
+  std::int64_t batch, height, width, channels;
+
+  std::int64_t pixels() const { return batch * height * width; }
+};
+
+// Adds the residual and writes to the output map.
+template <class Storage>
+struct Output {
+  Storage* y;
+  const Storage* residual;  // null for none
+  std::int64_t channels;
+
+  // Columns [column, column + count) of a pixel, at most as many as there are lanes; count may be
+  // negative.
+  EVSAM_INLINE void write(std::int64_t pixel, std::int64_t column, Vec value,
+                          std::int64_t count) const {
+    if (count <= 0) return;
+    const std::int64_t at = pixel * channels + column;
+    if (residual != nullptr) value += load(residual + at, count);
+    store(y + at, value, count);
+  }
+
+  EVSAM_INLINE void write(std::int64_t pixel, std::int64_t column, Vec value) const {
+    write(pixel, column, value, channels - column);
+  }
+};
+
+// Kernels work on several pixels at once, whose rows are numbered from 0. What they compute goes to a
+// sink, which is called with a row, a column and a vector of values from that column on.
+
+// Keeps the rows as the left operand of the next product.
+template <class E>
+struct Operand {
+  E* elements;
+  std::int64_t rows;
+
+  std::int64_t stride() const { return rows * block; }
+  E* at(std::int64_t row, std::int64_t column) const {
+    return elements + column / block * stride() + row * block + column % block;
+  }
+  EVSAM_INLINE void operator()(std::int64_t row, std::int64_t column, Vec value) const {
+    put(at(row, column), value);
+  }
+};
+
+// Copies `count` elements, or zeros where `from` is null, to a row of an operand from a column on.
+template <class Storage, class E>
+void copy(const Storage* from, std::int64_t count, const Operand<E>& to, std::int64_t row,
+          std::int64_t column) {
+  while (count > 0) {
+    const std::int64_t run = least(count, block - column % block);
+    E* elements = to.at(row, column);
+    std::int64_t i = 0;
+    for (; i + lanes <= run; i += lanes) put(elements + i, from == nullptr ? zero() : load(from + i));
+    if (i < run) {
+      alignas(64) E room[lanes];
+      put(room, from == nullptr ? zero() : load(from + i, run - i));
+      for (std::int64_t k = i; k < run; ++k) elements[k] = room[k - i];
+    }
+    if (from != nullptr) from += run;
+    column += run;
+    count -= run;
+  }
+}
+
+// A 1x1 convolution's weights, or those of one group of another convolution.
+template <class E>
+struct Matrix {
+  float* bias;  // [columns], filled up with zeros
+  E* panels;
+  std::int64_t rows, columns;
+
+  Matrix(Pieces& pieces, std::int64_t rows, std::int64_t columns)
+      : bias(pieces.take<float>(round_up(columns))),
+        panels(pieces.take<E>(packed_size(rows, columns))),
+        rows(rows),
+        columns(columns) {}
+
+  std::int64_t blocks() const { return blocks_of(rows); }
+  const E* panel_at(std::int64_t column) const { return panels + column * round_up(rows); }
+};
+
+template <class Storage>
+double wide(Storage value) {
+  float single;
+  convert(value, single);
+  return single;
+}
+inline double wide(float value) { return value; }
+
+template <class Storage>
+void pack_bias(const void* from, std::int64_t count, float* to) {
+  const auto* bias = static_cast<const Storage*>(from);
+  for (std::int64_t i = 0; i < round_up(count); ++i)
+    to[i] = bias == nullptr || i >= count ? 0 : static_cast<float>(wide(bias[i]));
+}
+
+// Packs a matrix stored as [columns][rows].
+template <class Storage, class E>
+void pack_pointwise(const void* from, const void* bias, const Matrix<E>& to) {
+  const auto* weight = static_cast<const Storage*>(from);
+  pack_bias<Storage>(bias, to.columns, to.bias);
+  pack(to.rows, to.columns, to.panels,
+       [&](std::int64_t k, std::int64_t n) { return wide(weight[n * to.rows + k]); });
+}
+
+// Columns [begin, end) of activation(a * weights + bias), into the sink. `sums` has room for
+// [rows rounded up to 4][panel].
+template <class Storage, class E, class Sink>
+void multiply_into(const Operand<E>& a, std::int64_t rows, const Matrix<E>& weights,
+                   std::int64_t begin, std::int64_t end, float* sums, Activation activation,
+                   const Sink& sink) {
+  for (std::int64_t column = begin; column < end; column += panel) {
+    multiply(rows, weights.blocks(), a.elements, a.stride(), weights.panel_at(column), sums, panel);
+    const Vec bias[2] = {load(weights.bias + column), load(weights.bias + column + lanes)};
+    for (std::int64_t row = 0; row < rows; row += 4) {
+      Vec values[8];
+      for (int i = 0; i < 8; ++i) values[i] = load(sums + row * panel + i * lanes) + bias[i % 2];
+      activate<Storage>(activation, values, 8);
+      for (int i = 0; i < 8 && row + i / 2 < rows; ++i)
+        sink(row + i / 2, column + i % 2 * lanes, values[i]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace evsam::EVSAM_ISA

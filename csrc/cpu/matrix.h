@@ -1,0 +1,205 @@
+// The product of matrices that all kernels are made of: rows of a map times packed weights.
+// Included by kernels: everything is private to the including file.
+//
+// The left matrix lies in blocks of 32 columns, [columns / 32][rows][32], so that within a block the
+// rows of a tile are a constant distance apart and its addresses need no arithmetic. The right one lies
+// in panels of as many columns as two vectors hold, [columns / panel][rows][panel]. Both are filled up
+// with zeros to multiples of 32.
+//
+// A tile of max_rows rows and one panel stays in registers over the whole sum; every element of a panel
+// that is loaded is used max_rows times. With AVX512_BF16 elements are bfloat16 and summed up in pairs
+// to float32 (panels interleave two rows); everywhere else they are float32.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+#include "storage.h"
+
+namespace evsam::EVSAM_ISA {
+namespace {
+
+constexpr std::int64_t block = 32;
+constexpr std::int64_t panel = 2 * lanes;
+
+#if defined(__AVX512F__)
+constexpr int max_rows = 14;  // 28 of 32 registers
+#else
+constexpr int max_rows = 6;  // 12 of 16 registers
+#endif
+
+inline std::int64_t blocks_of(std::int64_t count) { return (count + block - 1) / block; }
+inline std::int64_t round_up(std::int64_t count) { return blocks_of(count) * block; }
+inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+inline std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+inline std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+template <bool first, class A, class B>
+struct Chosen {
+  using type = A;
+};
+template <class A, class B>
+struct Chosen<false, A, B> {
+  using type = B;
+};
+template <bool first, class A, class B>
+using Choice = typename Chosen<first, A, B>::type;
+
+template <class A, class B>
+constexpr bool same = false;
+template <class A>
+constexpr bool same<A, A> = true;
+
+#if defined(__AVX512BF16__)
+constexpr bool multiplies_bfloat16 = true;
+#else
+constexpr bool multiplies_bfloat16 = false;
+#endif
+
+// What the elements of a product are when tensors are stored as Storage.
+template <class Storage>
+using Element = Choice<multiplies_bfloat16 && same<Storage, BFloat16>, BFloat16, float>;
+
+// Writes lanes of a product's operand. bfloat16 loses subnormals, as the product itself does.
+EVSAM_INLINE void put(float* to, Vec v) { store(to, v); }
+#if defined(__AVX512BF16__)
+EVSAM_INLINE void put(BFloat16* to, Vec v) {
+  const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(v);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow);
+}
+#endif
+
+// Writes the packed form of the matrix whose element in row k and column n is at(k, n), a double.
+template <class E, class At>
+void pack(std::int64_t rows, std::int64_t columns, E* to, const At& at) {
+  constexpr std::int64_t together = sizeof(E) == 2 ? 2 : 1;
+  for (std::int64_t first = 0; first < round_up(columns); first += panel)
+    for (std::int64_t k = 0; k < round_up(rows); k += together)
+      for (std::int64_t n = first; n < first + panel; ++n)
+        for (std::int64_t pair = 0; pair < together; ++pair) {
+          const bool inside = k + pair < rows && n < columns;
+          const float value = inside ? static_cast<float>(at(k + pair, n)) : 0;
+          if constexpr (together == 2)
+            convert(value, *to++);
+          else
+            *to++ = value;
+        }
+}
+
+inline std::int64_t packed_size(std::int64_t rows, std::int64_t columns) {
+  return round_up(rows) * round_up(columns);
+}
+
+// One tile: c[i][:] = sum over k of a[i][k] b[k][:], added to what c holds where `accumulate` is set.
+// Out of line: inlined, compilers keep constants of what follows in registers and spill the sums.
+template <int rows>
+__attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::int64_t blocks,
+                                    const float* b, float* c, std::int64_t c_stride,
+                                    bool accumulate) {
+  Vec sums[rows][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+    sums[i][0] = accumulate ? load(c + i * c_stride) : zero();
+    sums[i][1] = accumulate ? load(c + i * c_stride + lanes) : zero();
+  }
+  for (; blocks > 0; --blocks, a += a_stride) {
+#pragma GCC unroll 4
+    for (int k = 0; k < block; ++k, b += panel) {
+      const Vec b0 = load(b), b1 = load(b + lanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) {
+        const Vec value = broadcast(a[i * block + k]);
+        sums[i][0] = fma(value, b0, sums[i][0]);
+        sums[i][1] = fma(value, b1, sums[i][1]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+    store(c + i * c_stride, sums[i][0]);
+    store(c + i * c_stride + lanes, sums[i][1]);
+  }
+}
+
+#if defined(__AVX512BF16__)
+template <int rows>
+__attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, std::int64_t blocks,
+                                    const BFloat16* b, float* c, std::int64_t c_stride,
+                                    bool accumulate) {
+  Vec sums[rows][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+    sums[i][0] = accumulate ? load(c + i * c_stride) : zero();
+    sums[i][1] = accumulate ? load(c + i * c_stride + lanes) : zero();
+  }
+  for (; blocks > 0; --blocks, a += a_stride) {
+#pragma GCC unroll 4
+    for (int k = 0; k < block; k += 2, b += 2 * panel) {
+      const auto b0 = (__m512bh)_mm512_loadu_si512(b);
+      const auto b1 = (__m512bh)_mm512_loadu_si512(b + 2 * lanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) {
+        int pair;
+        __builtin_memcpy(&pair, a + i * block + k, sizeof pair);
+        const auto value = (__m512bh)_mm512_set1_epi32(pair);
+        sums[i][0] = _mm512_dpbf16_ps(sums[i][0], value, b0);
+        sums[i][1] = _mm512_dpbf16_ps(sums[i][1], value, b1);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+    store(c + i * c_stride, sums[i][0]);
+    store(c + i * c_stride + lanes, sums[i][1]);
+  }
+}
+#endif
+
+template <class E>
+void tile_of(std::int64_t rows, const E* a, std::int64_t a_stride, std::int64_t blocks, const E* b,
+             float* c, std::int64_t c_stride, bool accumulate) {
+  switch (rows) {
+#define EVSAM_TILE(n) \
+  case n: return tile<n>(a, a_stride, blocks, b, c, c_stride, accumulate);
+    EVSAM_TILE(1)
+    EVSAM_TILE(2)
+    EVSAM_TILE(3)
+    EVSAM_TILE(4)
+    EVSAM_TILE(5)
+    EVSAM_TILE(6)
+#if defined(__AVX512F__)
+    EVSAM_TILE(7)
+    EVSAM_TILE(8)
+    EVSAM_TILE(9)
+    EVSAM_TILE(10)
+    EVSAM_TILE(11)
+    EVSAM_TILE(12)
+    EVSAM_TILE(13)
+    EVSAM_TILE(14)
+#endif
+#undef EVSAM_TILE
+  }
+}
+
+// c[rows][panel] = a[rows][32 * blocks] b[32 * blocks][panel], a in blocks a_stride elements apart, b
+// one panel, c in rows c_stride apart; added to what c holds where `accumulate` is set. The rows are
+// split evenly into tiles.
+template <class E>
+void multiply(std::int64_t rows, std::int64_t blocks, const E* a, std::int64_t a_stride, const E* b,
+              float* c, std::int64_t c_stride, bool accumulate = false) {
+  // So many that this much of a panel stays in L1 while the tiles pass over it.
+  constexpr std::int64_t blocks_at_once = 16;
+  const std::int64_t tiles = quotient_up(rows, max_rows);
+  for (std::int64_t first = 0; first < blocks; first += blocks_at_once) {
+    const std::int64_t count = least(blocks_at_once, blocks - first);
+    for (std::int64_t t = 0; t < tiles; ++t) {
+      const std::int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
+      tile_of<E>(end - begin, a + first * a_stride + begin * block, a_stride, count,
+                 b + first * block * panel, c + begin * c_stride, c_stride,
+                 accumulate || first > 0);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace evsam::EVSAM_ISA

@@ -1,0 +1,277 @@
+// The LiteMLA block (EfficientViT, arXiv 2205.14756, figure 2) on one image after another.
+//
+// Layout: NHWC. Three steps with a barrier between: qkv by rows of pixels, float32; then one head of one
+// scale for each thread, for which q, k and v are aggregated (depthwise, then 1x1 within the head),
+// attended and written as the left operand of the projection; then the projection by rows of pixels.
+// On chip: a head's q, k and v in L2, its state in L1; qkv and the attention's output go to L3 and back.
+// Main memory: x, residual and y once, weights once an image.
+
+#include "evsam/multi_scale_attention.h"
+
+#include "attention.h"
+#include "depthwise.h"
+#include "map.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace evsam::EVSAM_ISA {
+namespace {
+
+std::int64_t qkv_width(const MultiScaleAttentionShape& shape) {
+  return shape.heads * 3 * shape.head_dim;
+}
+
+// A scale's weights for one of q, k and v of one head.
+template <class Storage>
+struct GroupWeights {
+  DepthwiseWeights depth;
+  Matrix<float> point;
+
+  GroupWeights(Pieces& pieces, std::int64_t head_dim, std::int64_t kernel)
+      : depth(pieces, head_dim, kernel), point(pieces, head_dim, head_dim) {}
+};
+
+template <class Storage>
+struct Weights {
+  using E = Element<Storage>;
+
+  Matrix<E> qkv, proj;
+  Pieces scales;  // the groups of every scale
+
+  Weights(Pieces& pieces, const MultiScaleAttentionShape& shape)
+      : qkv(pieces, shape.in_channels, qkv_width(shape)),
+        proj(pieces, (1 + shape.scales) * shape.heads * shape.head_dim, shape.out_channels),
+        scales(pieces) {
+    for (std::int64_t s = 0; s < shape.scales; ++s)
+      pieces.take<char>(group_bytes(shape, s) * 3 * shape.heads);
+  }
+
+  static std::int64_t group_bytes(const MultiScaleAttentionShape& shape, std::int64_t scale) {
+    Pieces counted;
+    const GroupWeights<Storage> one(counted, shape.head_dim, shape.kernels[scale]);
+    return counted.bytes();
+  }
+
+  GroupWeights<Storage> group(const MultiScaleAttentionShape& shape, std::int64_t scale,
+                              std::int64_t index) const {
+    Pieces pieces = scales;
+    for (std::int64_t s = 0; s < scale; ++s)
+      pieces.take<char>(group_bytes(shape, s) * 3 * shape.heads);
+    pieces.take<char>(group_bytes(shape, scale) * index);
+    return GroupWeights<Storage>(pieces, shape.head_dim, shape.kernels[scale]);
+  }
+};
+
+// The part of a vector or matrix from row `first` on; null stays null.
+template <class Storage>
+const void* part(const void* from, std::int64_t first, std::int64_t row) {
+  return from == nullptr ? nullptr : static_cast<const Storage*>(from) + first * row;
+}
+
+template <class Storage>
+std::int64_t pack(const MultiScaleAttentionWeights& from, void* packed) {
+  const MultiScaleAttentionShape& shape = from.shape;
+  Pieces pieces(packed);
+  const Weights<Storage> weights(pieces, shape);
+  if (packed == nullptr) return pieces.bytes();
+  pack_pointwise<Storage>(from.qkv_weight, from.qkv_bias, weights.qkv);
+  pack_pointwise<Storage>(from.proj_weight, from.proj_bias, weights.proj);
+  const std::int64_t dim = shape.head_dim;
+  for (std::int64_t s = 0; s < shape.scales; ++s)
+    for (std::int64_t g = 0; g < 3 * shape.heads; ++g) {
+      const GroupWeights<Storage> group = weights.group(shape, s, g);
+      const std::int64_t first = g * dim, taps = shape.kernels[s] * shape.kernels[s];
+      group.depth.template pack<Storage>(part<Storage>(from.depth_weights[s], first, taps),
+                                         part<Storage>(from.depth_biases[s], first, 1));
+      pack_pointwise<Storage>(part<Storage>(from.group_weights[s], first, dim),
+                              part<Storage>(from.group_biases[s], first, 1), group.point);
+    }
+  return pieces.bytes();
+}
+
+template <class E>
+struct SharedRoom {
+  float* qkv;  // [pixels][qkv_width], and a vector more
+  Operand<E> attended;
+
+  SharedRoom(Pieces& pieces, const MultiScaleAttentionArgs& args)
+      : qkv(pieces.take<float>(args.height * args.width * qkv_width(args.shape) + lanes)),
+        attended{pieces.take<E>(args.height * args.width *
+                                round_up((1 + args.shape.scales) * args.shape.heads *
+                                         args.shape.head_dim)),
+                 args.height * args.width} {}
+};
+
+template <class E>
+struct OwnRoom {
+  static constexpr std::int64_t rows = 3 * max_rows;
+
+  Operand<E> input;         // a few rows of x
+  float* sums;              // of a few rows and one panel
+  Head head;
+  float* padded;            // [height + 2 padding][width + 2 padding][head_dim rounded up]
+  Operand<float> filtered;  // [pixels][head_dim]
+
+  OwnRoom(Pieces& pieces, const MultiScaleAttentionArgs& args)
+      : input{pieces.take<E>(rows * round_up(args.shape.in_channels)), rows},
+        sums(pieces.take<float>((rows + 3) * panel)),
+        head(pieces, args.height * args.width, args.shape.head_dim),
+        padded(pieces.take<float>(largest_padded(args) * round_up(args.shape.head_dim))),
+        filtered{pieces.take<float>(args.height * args.width * round_up(args.shape.head_dim)),
+                 args.height * args.width} {}
+
+  static std::int64_t largest_padded(const MultiScaleAttentionArgs& args) {
+    std::int64_t pixels = 0;
+    for (std::int64_t s = 0; s < args.shape.scales; ++s) {
+      const std::int64_t border = args.shape.kernels[s] / 2 * 2;
+      pixels = most(pixels, (args.height + border) * (args.width + border));
+    }
+    return pixels;
+  }
+};
+
+// One of q, k and v of a head: the depthwise convolution and the 1x1 convolution of `channels` of qkv.
+template <class Storage, class E>
+void aggregate(const MultiScaleAttentionArgs& args, const float* qkv,
+               const GroupWeights<Storage>& weights, const OwnRoom<E>& room, float* to) {
+  const std::int64_t dim = args.shape.head_dim, columns = round_up(dim);
+  const std::int64_t padding = weights.depth.kernel / 2, width = args.width + 2 * padding;
+  const std::int64_t height = args.height + 2 * padding;
+  for (std::int64_t y = 0; y < height; ++y)
+    for (std::int64_t x = 0; x < width; ++x) {
+      const bool inside = y >= padding && y < height - padding && x >= padding && x < width - padding;
+      const float* from = qkv + ((y - padding) * args.width + x - padding) * qkv_width(args.shape);
+      for (std::int64_t c = 0; c < columns; c += lanes)
+        store(room.padded + (y * width + x) * columns + c,
+              inside && c < dim ? load(from + c, dim - c) : zero());
+    }
+  for (std::int64_t c = 0; c < columns; c += lanes)
+    for (std::int64_t y = 0; y < args.height; ++y) {
+      const auto finish = [&](std::int64_t x, Vec* values, int count) {
+        for (int i = 0; i < count; ++i) room.filtered(y * args.width + x + i, c, values[i]);
+      };
+      const float* from = room.padded + y * width * columns + c;
+      if (weights.depth.kernel == 5)
+        filter_row<5>(from, width * columns, columns, 1, args.width, weights.depth, c, finish);
+      else if (weights.depth.kernel == 3)
+        filter_row<3>(from, width * columns, columns, 1, args.width, weights.depth, c, finish);
+      else
+        filter_row<0>(from, width * columns, columns, 1, args.width, weights.depth, c, finish);
+    }
+  const std::int64_t head_width = room.head.width;
+  for (std::int64_t row = 0; row < room.filtered.rows; row += room.rows) {
+    const Operand<float> rows{room.filtered.elements + row * block, room.filtered.rows};
+    multiply_into<float>(rows, least(room.rows, room.filtered.rows - row), weights.point, 0,
+                         least(head_width, columns), room.sums, Activation::none,
+                         [&](std::int64_t offset, std::int64_t column, Vec value) {
+                           store(to + (row + offset) * head_width + column, value);
+                         });
+  }
+}
+
+template <class Storage>
+void run(const MultiScaleAttentionArgs& args) {
+  using E = Element<Storage>;
+  const MultiScaleAttentionShape& shape = args.shape;
+  if (args.batch == 0) return;
+  Pieces packed = pieces_of(args.packed);
+  const Weights<Storage> weights(packed, shape);
+  const std::int64_t dim = shape.head_dim, width = qkv_width(shape);
+  const std::int64_t pixels = args.height * args.width;
+  const Output<Storage> output{static_cast<Storage*>(args.y),
+                               static_cast<const Storage*>(args.residual), shape.out_channels};
+
+  Pieces shared_counted, own_counted;
+  const SharedRoom<E> one(shared_counted, args);
+  const OwnRoom<E> another(own_counted, args);
+  char* memory = scratch(shared_counted.bytes() + args.num_threads * own_counted.bytes());
+  Pieces shared_pieces(memory);
+  const SharedRoom<E> shared(shared_pieces, args);
+
+  const std::int64_t row_tasks = quotient_up(pixels, OwnRoom<E>::rows);
+  const std::int64_t operations = args.batch * pixels * shape.in_channels * width;
+  parallel(args.num_threads, operations, [&](int member) {
+    Pieces pieces(memory + shared_counted.bytes() + member * own_counted.bytes());
+    const OwnRoom<E> room(pieces, args);
+    for (std::int64_t image = 0; image < args.batch; ++image) {
+      const Storage* x =
+          static_cast<const Storage*>(args.x) + image * pixels * shape.in_channels;
+      for_each(row_tasks, [&](std::int64_t task) {
+        const std::int64_t row = task * room.rows, count = least(room.rows, pixels - row);
+        for (std::int64_t i = 0; i < count; ++i) {
+          copy(x + (row + i) * shape.in_channels, shape.in_channels, room.input, i, 0);
+          copy<Storage>(nullptr, round_up(shape.in_channels) - shape.in_channels, room.input, i,
+                        shape.in_channels);
+        }
+        multiply_into<Storage>(room.input, count, weights.qkv, 0, round_up(width), room.sums,
+                               Activation::none,
+                               [&](std::int64_t i, std::int64_t column, Vec value) {
+                                 if (column < width)
+                                   store(shared.qkv + (row + i) * width + column, value,
+                                         width - column);
+                               });
+      });
+      // The scales that cost most come first, so that threads end together.
+      for_each((1 + shape.scales) * shape.heads, [&](std::int64_t task) {
+        const std::int64_t scale = shape.scales - task / shape.heads, index = task % shape.heads;
+        const Head& head = room.head;
+        float* const parts[3] = {head.q, head.k, head.v};
+        for (std::int64_t p = 0; p < 3; ++p) {
+          const float* from = shared.qkv + (index * 3 + p) * dim;
+          if (scale > 0) {
+            aggregate(args, from, weights.group(shape, scale - 1, index * 3 + p), room, parts[p]);
+            continue;
+          }
+          for (std::int64_t n = 0; n < pixels; ++n)
+            for (std::int64_t d = 0; d < head.width; d += lanes)
+              store(parts[p] + n * head.width + d,
+                    d < dim ? load(from + n * width + d, dim - d) : zero());
+        }
+        const std::int64_t first = (scale * shape.heads + index) * dim;
+        attend(head, static_cast<float>(args.eps),
+               [&](std::int64_t token, std::int64_t column, Vec value) {
+                 float values[lanes];
+                 if (dim % lanes == 0) {
+                   if (column < dim) shared.attended(token, first + column, value);
+                   return;
+                 }
+                 store(values, value);
+                 for (std::int64_t i = 0; i < least(lanes, dim - column); ++i)
+                   copy(values + i, 1, shared.attended, token, first + column + i);
+               });
+      });
+      const std::int64_t columns = (1 + shape.scales) * shape.heads * dim;
+      for_each(row_tasks, [&](std::int64_t task) {
+        const std::int64_t row = task * room.rows, count = least(room.rows, pixels - row);
+        for (std::int64_t i = 0; i < count; ++i)
+          copy<float>(nullptr, round_up(columns) - columns, shared.attended, row + i, columns);
+        const Operand<E> rows{shared.attended.elements + row * block, shared.attended.rows};
+        multiply_into<Storage>(rows, count, weights.proj, 0, round_up(shape.out_channels), room.sums,
+                               Activation::none,
+                               [&](std::int64_t i, std::int64_t column, Vec value) {
+                                 output.write(image * pixels + row + i, column, value);
+                               });
+      });
+    }
+  });
+}
+
+}  // namespace
+
+std::int64_t multi_scale_attention_pack(const MultiScaleAttentionWeights& weights, void* packed) {
+  switch (weights.dtype) {
+    case DType::float16: return pack<Float16>(weights, packed);
+    case DType::bfloat16: return pack<BFloat16>(weights, packed);
+    default: return pack<float>(weights, packed);
+  }
+}
+
+void multi_scale_attention(const MultiScaleAttentionArgs& args) {
+  switch (args.dtype) {
+    case DType::float16: return run<Float16>(args);
+    case DType::bfloat16: return run<BFloat16>(args);
+    default: return run<float>(args);
+  }
+}
+
+}  // namespace evsam::EVSAM_ISA

@@ -1,0 +1,206 @@
+// Vectors of floats as kernels see them: one name for what AVX-512, AVX2 and the compiler's own
+// vectors (SSE2, NEON) offer. Included by kernels: everything is private to the including file.
+//
+// Vec has the operators of its elements. What is below adds memory, also of the storage types, and the
+// few functions that have no operator.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "storage.h"
+
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC's headers start some intrinsics from a register they leave undefined on purpose (PR 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#define EVSAM_INLINE inline __attribute__((always_inline))
+
+namespace evsam::EVSAM_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+using Vec = __m512;
+#elif defined(__AVX2__)
+using Vec = __m256;
+#else
+typedef float Vec __attribute__((vector_size(16)));
+#endif
+
+constexpr int lanes = sizeof(Vec) / sizeof(float);
+
+// The bits of a Vec.
+typedef std::uint32_t Bits __attribute__((vector_size(sizeof(Vec))));
+
+EVSAM_INLINE Vec load(const float* from) {
+  Vec v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+EVSAM_INLINE void store(float* to, Vec v) { __builtin_memcpy(to, &v, sizeof v); }
+
+EVSAM_INLINE Vec broadcast(float value) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(value);
+#elif defined(__AVX2__)
+  return _mm256_set1_ps(value);
+#else
+  return Vec{value, value, value, value};
+#endif
+}
+
+EVSAM_INLINE Vec zero() { return broadcast(0); }
+
+// a * b + c
+EVSAM_INLINE Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// c - a * b
+EVSAM_INLINE Vec fnma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fnmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fnmadd_ps(a, b, c);
+#else
+  return c - a * b;
+#endif
+}
+
+// The larger and the smaller; b where either is NaN.
+EVSAM_INLINE Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+EVSAM_INLINE Vec smaller(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// 1 / v for v in [1, 2^127], to about the last bit.
+EVSAM_INLINE Vec reciprocal(Vec v) {
+#if defined(__AVX512F__)
+  const Vec near = _mm512_rcp14_ps(v);
+  return near * fnma(v, near, broadcast(2));  // one step of Newton's method doubles the bits
+#else
+  return 1 / v;
+#endif
+}
+
+// 1 / v for v in [1, 2^127], to at least 11 bits.
+EVSAM_INLINE Vec coarse_reciprocal(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_rcp14_ps(v);
+#elif defined(__AVX2__)
+  return _mm256_rcp_ps(v);
+#else
+  return 1 / v;
+#endif
+}
+
+EVSAM_INLINE float sum(Vec v) {
+  float total = 0;
+  for (int lane = 0; lane < lanes; ++lane) total += v[lane];
+  return total;
+}
+
+// Storage types.
+
+EVSAM_INLINE Vec load(const BFloat16* from) {
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+#elif defined(__AVX2__)
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+#else
+  float wide[lanes];
+  for (int lane = 0; lane < lanes; ++lane) convert(from[lane], wide[lane]);
+  return load(wide);
+#endif
+}
+
+EVSAM_INLINE Vec load(const Float16* from) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  float wide[lanes];
+  for (int lane = 0; lane < lanes; ++lane) convert(from[lane], wide[lane]);
+  return load(wide);
+#endif
+}
+
+EVSAM_INLINE void store(BFloat16* to, Vec v) {
+#if defined(__AVX512F__)
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i biased = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __m512i rounded = _mm512_mask_mov_epi32(biased, nan, quiet);
+  const __m256i narrow = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow);
+#else
+  float wide[lanes];
+  store(wide, v);
+  for (int lane = 0; lane < lanes; ++lane) convert(wide[lane], to[lane]);
+#endif
+}
+
+EVSAM_INLINE void store(Float16* to, Vec v) {
+#if defined(__AVX512F__)
+  const __m256i narrow = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow);
+#elif defined(__AVX2__)
+  const __m128i narrow = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow);
+#else
+  float wide[lanes];
+  store(wide, v);
+  for (int lane = 0; lane < lanes; ++lane) convert(wide[lane], to[lane]);
+#endif
+}
+
+// The first `count` elements, at most as many as there are lanes, and zeros.
+template <class Storage>
+EVSAM_INLINE Vec load(const Storage* from, std::int64_t count) {
+  if (count >= lanes) return load(from);
+  Storage room[lanes] = {};
+  for (std::int64_t i = 0; i < count; ++i) room[i] = from[i];
+  return load(room);
+}
+
+template <class Storage>
+EVSAM_INLINE void store(Storage* to, Vec v, std::int64_t count) {
+  if (count >= lanes) return store(to, v);
+  Storage room[lanes];
+  store(room, v);
+  for (std::int64_t i = 0; i < count; ++i) to[i] = room[i];
+}
+
+}  // namespace
+}  // namespace evsam::EVSAM_ISA
