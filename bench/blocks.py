@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +33,11 @@ class Block:
 
 
 class NeckInputs(nn.Module):
-    """The neck's 1x1 convolutions and their merge: maps -> `[B, head_width, 64, 64]`."""
+    """The neck as far as its merge: maps -> `[B, head_width, 64, 64]`."""
 
     def __init__(self, neck: SamNeck) -> None:
         super().__init__()
+        # A neck of its own, so that fuse() recognises it.
         self.neck = SamNeck(neck.input_keys, [1] * len(neck.input_keys), 1, 0, 1, "fmb")
         self.neck.input_ops = neck.input_ops
         self.neck.output_ops = nn.ModuleList([OpSequential([])])
@@ -51,13 +52,12 @@ class NeckInputs(nn.Module):
 def blocks(encoder: Any, shape: Shape) -> list[Block]:
     """The blocks of an `EfficientViTSamImageEncoder` for an input of `[B, 3, S, S]`, in order."""
     found: dict[tuple[str, tuple[Shape, ...]], list[tuple[str, nn.Module]]] = {}
-    inputs = _input_shapes(encoder, shape)
+    shapes = _input_shapes(encoder, shape)
     for path, module in _top_level(encoder):
         # The printed form of a module holds its configuration and none of its weights.
-        found.setdefault((repr(module), inputs[path]), []).append((path, module))
+        found.setdefault((repr(module), shapes[path]), []).append((path, module))
     return [
-        Block(_name(*same[0], shapes), same[0][1], shapes, len(same))
-        for (_, shapes), same in found.items()
+        Block(_name(*same[0], key[1]), same[0][1], key[1], len(same)) for key, same in found.items()
     ]
 
 
@@ -67,44 +67,45 @@ def _top_level(encoder: Any) -> Iterator[tuple[str, nn.Module]]:
             yield f"stages.{index}.op_list.{position}", module
     yield "neck.input_ops", NeckInputs(encoder.neck)
     for position, module in enumerate(encoder.neck.middle.op_list):
-        yield f"neck.middle.{position}", module
-    yield "neck.output_ops", encoder.neck.output_ops[0]
+        yield f"neck.middle.op_list.{position}", module
+    for position, module in enumerate(encoder.neck.output_ops[0].op_list):
+        yield f"neck.output_ops.0.op_list.{position}", module
     yield "norm", encoder.norm
 
 
 def _input_shapes(encoder: nn.Module, shape: Shape) -> dict[str, tuple[Shape, ...]]:
     """The shapes of every top-level block's inputs, by path; nothing is computed."""
     hollow: Any = plain(encoder).to("meta")
-    shapes: dict[str, tuple[Shape, ...]] = {}
+    seen: dict[nn.Module, tuple[Shape, ...]] = {}
 
-    def record(path: str, module: nn.Module) -> None:
-        module.register_forward_pre_hook(
-            lambda _, inputs: shapes.update({path: tuple(tuple(x.shape) for x in inputs)})
-        )
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen[module] = tuple(tuple(x.shape) for x in inputs if isinstance(x, Tensor))
 
-    for path, module in _top_level(hollow):
-        if not isinstance(module, NeckInputs):
-            record(path, module)
-    maps = [op.op_list[0] for op in hollow.neck.input_ops]
-    for index, conv in enumerate(maps):
-        record(f"neck.input_ops.{index}", conv)
+    for module in hollow.modules():
+        module.register_forward_pre_hook(look)
     hollow(torch.empty(shape, device="meta"))
-    shapes["neck.input_ops"] = tuple(
-        shapes.pop(f"neck.input_ops.{index}")[0] for index in range(len(maps))
-    )
-    return shapes
+    return {
+        path: tuple(seen[op][0] for op in hollow.neck.input_ops)
+        if isinstance(module, NeckInputs)
+        else seen[module]
+        for path, module in _top_level(hollow)
+    }
 
 
 def _name(path: str, module: nn.Module, shapes: tuple[Shape, ...]) -> str:
     """Such as "stages.3.op_list.1 MBConv 256->1024->256 32x32"."""
-    inner = getattr(module, "main", module)
+    block = getattr(module, "main", module)
     convs = [conv for conv in module.modules() if isinstance(conv, nn.Conv2d)]
-    chain = _chain([conv for conv in convs if conv.groups == 1])
+    # A depthwise or grouped convolution changes no number of channels.
+    widths = [conv.out_channels for conv in convs if conv.groups == 1]
+    if isinstance(module, NeckInputs):
+        widths = widths[:1]  # They stand side by side.
+    inputs = "+".join(str(shape[1]) for shape in shapes)
+    parts = [
+        path,
+        type(block).__name__,
+        "->".join([inputs, *map(str, widths)]),
+        "+".join(f"{shape[2]}x{shape[3]}" for shape in shapes),
+    ]
     stride = max((conv.stride[0] for conv in convs), default=1)
-    sizes = "+".join(f"{shape[-2]}x{shape[-1]}" for shape in shapes)
-    parts = [path, type(inner).__name__, chain, sizes]
-    return " ".join([*filter(None, parts), *([f"stride {stride}"] if stride > 1 else [])])
-
-
-def _chain(convs: Sequence[nn.Conv2d]) -> str:
-    return "->".join(map(str, [c.in_channels for c in convs[:1]] + [c.out_channels for c in convs]))
+    return " ".join(parts + ([f"stride {stride}"] if stride > 1 else []))

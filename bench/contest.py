@@ -110,12 +110,7 @@ def interleaved(
 
 
 def hold(
-    task: Task,
-    workers: Mapping[str, Worker],
-    refusals: Mapping[str, str],
-    *,
-    rounds: int,
-    advance: Callable[[], None],
+    task: Task, workers: Mapping[str, Worker], *, rounds: int, advance: Callable[[], None]
 ) -> Contest:
     """Check all workers on a task, then time them.
 
@@ -125,9 +120,8 @@ def hold(
     Args:
         task: what to compute.
         workers: by contestant, ours first.
-        refusals: why a contestant does not take part; "" where it does.
         rounds: turns of each.
-        advance: called once per worker that takes part and once per round.
+        advance: called once per worker and once per round.
     """
     with one_thread():
         oracle = evaluate(task.module, task.inputs, torch.float64)
@@ -139,9 +133,7 @@ def hold(
         file = Path(folder) / "task.pt"
         torch.save(task, file)
         for name, worker in workers.items():
-            outcome = outcomes[name] = Outcome(failure=refusals[name])
-            if refusals[name]:
-                continue
+            outcome = outcomes[name] = Outcome()
             try:
                 outcome.configuration = worker.prepare(file)
                 outcome.error = measure(worker.output(), oracle).frobenius

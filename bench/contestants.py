@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import evsam_kernels
-from bench.plain import plain
+from bench.plain import plain, plain_channels_last
 from evsam_kernels.backends import BACKENDS
 
 OURS = "ours"
@@ -48,10 +48,6 @@ class Task:
         """The inputs as PyTorch's convolutions like them, at the dtype."""
         return [x.to(self.dtype, memory_format=torch.channels_last) for x in self.inputs]
 
-    def plain(self, dtype: torch.dtype) -> nn.Module:
-        """The module in PyTorch's own operations, channels last, at `dtype`."""
-        return plain(self.module).to(dtype, memory_format=torch.channels_last)
-
 
 def _ours(task: Task) -> Iterator[Candidate]:
     fused = evsam_kernels.fuse(task.module, dtype=task.dtype)
@@ -65,10 +61,13 @@ def _ours(task: Task) -> Iterator[Candidate]:
 
 
 def _eager(task: Task) -> Iterator[Candidate]:
-    module, inputs = task.plain(task.dtype), task.channels_last_inputs()
+    module, inputs = plain_channels_last(task.module, task.dtype), task.channels_last_inputs()
     yield "channels last", lambda: module(*inputs)
     if task.dtype != torch.float32:
-        wide, wide_inputs = task.plain(torch.float32), [x.float() for x in inputs]
+        wide, wide_inputs = (
+            plain_channels_last(task.module, torch.float32),
+            [x.float() for x in inputs],
+        )
 
         def autocast() -> Tensor:
             with torch.autocast("cpu", task.dtype):
@@ -83,7 +82,7 @@ def _compile(task: Task) -> Iterator[Candidate]:
 
     config.freezing = True  # Folds BatchNorm and packs the weights.
     torch._dynamo.reset()
-    module = torch.compile(task.plain(task.dtype), fullgraph=True)
+    module = torch.compile(plain_channels_last(task.module, task.dtype), fullgraph=True)
     inputs = task.channels_last_inputs()
     yield "freezing, channels last", lambda: module(*inputs)
 
@@ -171,9 +170,7 @@ def _openvino(task: Task) -> Iterator[Candidate]:
     }
     for layout in _layouts(task):
         shapes = [list(x.shape) for x in layout.inputs]
-        converted = openvino.convert_model(
-            layout.module, example_input=layout.inputs, input=shapes
-        )
+        converted = openvino.convert_model(layout.module, example_input=layout.inputs, input=shapes)
         processor = PrePostProcessor(converted)
         for index in range(len(shapes)):
             processor.input(index).tensor().set_element_type(storage)

@@ -7,6 +7,7 @@ not look inside, and would be timed with our kernels.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,15 +47,21 @@ def plain(module: nn.Module) -> nn.Module:
     return module
 
 
+def plain_channels_last(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """`plain(module)` at `dtype`, its weights in the layout that the package's own have."""
+    copied: Any = plain(module)  # torch.nn.Module.to() is declared without memory_format.
+    converted: nn.Module = copied.to(dtype, memory_format=torch.channels_last)
+    return converted
+
+
 def evaluate(module: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
     """The output of the plain form of `module`, computed at `dtype`.
 
-    Channels last, as `fuse()` and the eager contestant compute: at float32 the layout decides on
-    the order of sums.
+    Channels last, as `fuse()` and the eager contestant compute it: at float32 the layout decides
+    in what order PyTorch sums.
     """
-    layout = torch.channels_last
     with torch.inference_mode():
-        output: Tensor = plain(module).to(dtype, memory_format=layout)(
-            *(x.to(dtype, memory_format=layout) for x in inputs)
+        output: Tensor = plain_channels_last(module, dtype)(
+            *(x.to(dtype, memory_format=torch.channels_last) for x in inputs)
         )
         return output

@@ -1,119 +1,191 @@
-"""What a benchmark shows and keeps: tables, JSON, and the change against an earlier result."""
+"""What a benchmark shows and keeps: tables, JSON, and the change against an earlier result.
+
+A result is what the JSON file holds; README.md beside this file lists its keys.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.contest import Contest, Outcome
 from bench.contestants import OURS
+from evsam_kernels.cli.errors import CommandError
 from evsam_kernels.cli.output import write_atomically
 
+SCHEMA = 1
 SLOWER_BY = 1.05
-"""A block that takes this many times the best peer's time is marked."""
+"""A block that takes more than this many times the best peer's time is marked."""
 _WIDTH_OF_FILES = 160
+
+Result = Mapping[str, Any]
 
 
 def console() -> Console:
-    """For stdout; wide where that is no terminal, so that nothing is cut."""
-    return Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES, highlight=False)
+    """For stdout; wide where that is no terminal, so that lines are not broken."""
+    return Console(
+        width=None if sys.stdout.isatty() else _WIDTH_OF_FILES, highlight=False, markup=False
+    )
 
 
-def contestants_table(contest: Contest) -> Table:
+def contestants_table(result: Result) -> Table:
     """A line per contestant."""
-    table = Table("contestant", "configuration")
-    for heading in ("median ms", "quartiles ms", "times ours", "error"):
-        table.add_column(heading, justify="right")
-    ours = contest.ours.median_ms
-    for name, outcome in contest.outcomes.items():
+    table = _table("contestant", "median ms", "quartiles ms", "/ ours", "error", "configuration")
+    ours = result["contestants"][OURS]["median_ms"]
+    for name, outcome in result["contestants"].items():
         table.add_row(
             name,
-            outcome.configuration or outcome.failure,
-            _number(outcome.median_ms),
-            _quartiles(outcome),
-            _number(outcome.median_ms / ours),
-            "" if outcome.error != outcome.error else f"{outcome.error:.2e}",
+            _number(outcome["median_ms"]),
+            _quartiles(outcome["samples_ms"]),
+            _number(_ratio(outcome["median_ms"], ours)),
+            "" if outcome["error"] is None else f"{outcome['error']:.2e}",
+            outcome["failure"] or outcome["configuration"],
         )
     return table
 
 
-def verdict(contest: Contest) -> str:
+def verdict(result: Result) -> str:
     """One line: ours against the best peer."""
-    if contest.ours.failure:
-        return f"NOT REPORTED: {contest.ours.failure}"
-    if contest.best_peer is None:
+    if failure := result["contestants"][OURS]["failure"]:
+        return f"No times are reported, as ours failed: {failure}"
+    if result["best_peer"] is None:
         return "No peer was timed."
-    return f"best peer {contest.best_peer}: ours is {contest.speedup:.2f} times as fast"
+    return f"best peer {result['best_peer']}: ours is {result['speedup']:.2f} times as fast"
 
 
-def blocks_table(result: Mapping[str, Any]) -> Table:
-    """A line per block; `result` is what `as_json` gives."""
-    table = Table("block")
-    for heading in ("count", "ours ms", "best peer ms"):
-        table.add_column(heading, justify="right")
-    table.add_column("best peer")
-    for heading in ("peer / ours", "share of ours"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+def blocks_table(result: Result) -> Table:
+    """A line per block, and their sum."""
+    table = _table("block", "count", "ours ms", "peer ms", "peer / ours", "share", "best peer")
+    sums = [0.0, 0.0]
     for block in result["blocks"]:
-        ours, peer = block["contestants"][OURS], block["best_peer"]
-        peers_ms = block["contestants"][peer]["median_ms"] if peer else None
-        ratio = peers_ms / ours["median_ms"] if peers_ms and ours["median_ms"] else None
-        mark = ours["failure"] or ("SLOWER" if ratio and ratio * SLOWER_BY < 1 else "")
+        ours = block["contestants"][OURS]
+        peer_ms = _peer_ms(block)
+        for index, value in enumerate((ours["median_ms"], peer_ms)):
+            sums[index] += block["count"] * (value or 0.0)
+        marks = [ours["failure"]] if ours["failure"] else []
+        if peer_ms is not None and ours["median_ms"] > SLOWER_BY * peer_ms:
+            marks = ["OURS IS SLOWER"]
         table.add_row(
             block["name"],
             str(block["count"]),
             _number(ours["median_ms"]),
-            _number(peers_ms),
-            peer or "",
-            _number(ratio),
+            _number(peer_ms),
+            _number(block["speedup"]),
             "" if block["share"] is None else f"{100 * block['share']:.1f} %",
-            mark,
+            "  ".join([block["best_peer"] or "", *marks]),
+        )
+    if all(_peer_ms(block) is not None for block in result["blocks"]):
+        count = sum(block["count"] for block in result["blocks"])
+        ours_sum, peer_sum = sums
+        table.add_section()
+        table.add_row(
+            "all, one by one",
+            str(count),
+            _number(ours_sum),
+            _number(peer_sum),
+            _number(_ratio(peer_sum, ours_sum)),
         )
     return table
 
 
-def as_json(outcome: Outcome) -> dict[str, Any]:
-    """One contestant's figures; None where there are none."""
-    return {
-        "configuration": outcome.configuration,
-        "median_ms": outcome.median_ms if outcome.samples_ms else None,
-        "samples_ms": outcome.samples_ms,
-        "error": outcome.error if outcome.error == outcome.error else None,
-        "failure": outcome.failure,
-    }
+def change_table(old: Result, new: Result) -> Table:
+    """A line per contestant, and per block of ours, that both results have times of."""
+    table = _table("", "before ms", "now ms", "change")
+    before, now = dict(_medians(old)), dict(_medians(new))
+    for name in now:
+        if name in before:
+            change = f"{100 * (now[name] / before[name] - 1):+.1f} %"
+            table.add_row(name, _number(before[name]), _number(now[name]), change)
+    return table
 
 
-def contest_as_json(contest: Contest) -> dict[str, Any]:
-    """All contestants' figures."""
-    return {
-        "allowed_error": contest.allowed_error,
-        "best_peer": contest.best_peer,
-        "contestants": {name: as_json(outcome) for name, outcome in contest.outcomes.items()},
-    }
+def differences(old: Result, new: Result) -> list[str]:
+    """What else differs between two results, so that their times cannot simply be compared."""
+    return [
+        f"{part}, {key}: {old[part].get(key)} before, {new[part].get(key)} now"
+        for part in ("settings", "machine", "versions")
+        for key in {**old[part], **new[part]}
+        if old[part].get(key) != new[part].get(key)
+    ]
 
 
-def save(result: Mapping[str, Any], path: Path) -> None:
-    """Write a result as JSON."""
-    text = json.dumps(result, indent=1, allow_nan=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
+def save(result: Result, path: Path) -> None:
+    """Write a result.
+
+    Raises:
+        CommandError: the file cannot be written.
+    """
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    try:
+        write_atomically(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise CommandError(f"--json: {error}") from error
+
+
+def load(path: Path) -> Result:
+    """Read an earlier result.
+
+    Raises:
+        CommandError: the file cannot be read or is none.
+    """
+    try:
+        result: Result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"--compare: {path} cannot be read: {error}") from error
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+        raise CommandError(
+            f'--compare: {path} is no result of this benchmark, which has "schema": {SCHEMA}'
+        )
+    return result
+
+
+def _table(first: str, *others: str) -> Table:
+    """A table whose columns are numbers but for the first and, where it has no unit, the last."""
+    table = Table(first, box=box.SIMPLE_HEAD)
+    for heading in others:
+        table.add_column(heading, justify="left" if heading in _WORDS else "right")
+    return table
+
+
+_WORDS = ("configuration", "best peer")
+
+
+def _medians(result: Result) -> Iterator[tuple[str, float]]:
+    for name, outcome in result["contestants"].items():
+        if outcome["median_ms"] is not None:
+            yield name, outcome["median_ms"]
+    for block in result["blocks"]:
+        if (median := block["contestants"][OURS]["median_ms"]) is not None:
+            yield block["name"], median
+
+
+def _peer_ms(block: Result) -> float | None:
+    if block["best_peer"] is None:
+        return None
+    median: float = block["contestants"][block["best_peer"]]["median_ms"]
+    return median
+
+
+def _ratio(value: float | None, by: float | None) -> float | None:
+    return None if value is None or by is None else value / by
 
 
 def _number(value: float | None) -> str:
-    if value is None or value != value:
+    """Three digits at least."""
+    if value is None:
         return ""
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.1f}"
+    return f"{value:.{3 if value < 1 else 2 if value < 100 else 1}f}"
 
 
-def _quartiles(outcome: Outcome) -> str:
-    if not outcome.samples_ms:
+def _quartiles(samples: list[float]) -> str:
+    if not samples:
         return ""
-    ordered = sorted(outcome.samples_ms)
+    ordered = sorted(samples)
     quarter = (len(ordered) - 1) // 4
-    return f"{_number(ordered[quarter])} .. {_number(ordered[-1 - quarter])}"
+    return f"{_number(ordered[quarter])} - {_number(ordered[-1 - quarter])}"

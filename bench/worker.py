@@ -66,7 +66,7 @@ class Worker:
 
     def __init__(self, name: str, cores: tuple[int, ...], isa: str) -> None:
         self._name = name
-        self._said = tempfile.TemporaryFile("w+", errors="replace")
+        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.worker", name, *map(str, cores)],

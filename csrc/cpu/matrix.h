@@ -7,8 +7,8 @@
 // with zeros to multiples of 32.
 //
 // A tile of max_rows rows and one panel stays in registers over the whole sum; every element of a panel
-// that is loaded is used max_rows times. With AVX512_BF16 elements are bfloat16 and summed up in pairs
-// to float32 (panels interleave two rows); everywhere else they are float32.
+// that is loaded is used for all of its rows. With AVX512_BF16 elements are bfloat16 and summed up in
+// pairs to float32 (panels interleave two rows); everywhere else they are float32.
 #pragma once
 
 #include <cstdint>
@@ -22,10 +22,15 @@ namespace {
 constexpr std::int64_t block = 32;
 constexpr std::int64_t panel = 2 * lanes;
 
+// Rows of the largest tile.
 #if defined(__AVX512F__)
-constexpr int max_rows = 14;  // 28 of 32 registers
+template <class E>
+constexpr int max_rows = 7;  // 28 registers hold sums and totals
+template <>
+constexpr int max_rows<BFloat16> = 14;  // 28 registers hold sums
 #else
-constexpr int max_rows = 6;  // 12 of 16 registers
+template <class E>
+constexpr int max_rows = 6;  // 12 registers hold sums; totals go through the stack
 #endif
 
 inline std::int64_t blocks_of(std::int64_t count) { return (count + block - 1) / block; }
@@ -90,35 +95,58 @@ inline std::int64_t packed_size(std::int64_t rows, std::int64_t columns) {
   return round_up(rows) * round_up(columns);
 }
 
-// One tile: c[i][:] = sum over k of a[i][k] b[k][:], added to what c holds where `accumulate` is set.
+// Writes a tile's sums, added to what c holds where `accumulate` is set.
+template <int rows>
+EVSAM_INLINE void finish(const Vec (&sums)[rows][2], float* c, std::int64_t c_stride,
+                         bool accumulate) {
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      float* to = c + i * c_stride + half * lanes;
+      store(to, accumulate ? load(to) + sums[i][half] : sums[i][half]);
+    }
+}
+
+// One tile: c[i][:] = sum over k of a[i][k] b[k][:].
+//
+// Sums of 16 products are added up apart from the total, which makes the rounding error of long sums
+// several times smaller; a Winograd transform has no room for that error. Additions run beside the
+// multiplications on most processors.
+//
 // Out of line: inlined, compilers keep constants of what follows in registers and spill the sums.
 template <int rows>
 __attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::int64_t blocks,
                                     const float* b, float* c, std::int64_t c_stride,
                                     bool accumulate) {
-  Vec sums[rows][2];
+  constexpr int together = 16;
+  Vec totals[rows][2];
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-    sums[i][0] = accumulate ? load(c + i * c_stride) : zero();
-    sums[i][1] = accumulate ? load(c + i * c_stride + lanes) : zero();
-  }
+  for (int i = 0; i < rows; ++i) totals[i][0] = totals[i][1] = zero();
   for (; blocks > 0; --blocks, a += a_stride) {
-#pragma GCC unroll 4
-    for (int k = 0; k < block; ++k, b += panel) {
-      const Vec b0 = load(b), b1 = load(b + lanes);
+#pragma GCC unroll 1
+    for (int first = 0; first < block; first += together) {
+      Vec sums[rows][2];
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = zero();
+#pragma GCC unroll 16
+      for (int k = first; k < first + together; ++k, b += panel) {
+        const Vec b0 = load(b), b1 = load(b + lanes);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) {
+          const Vec value = broadcast(a[i * block + k]);
+          sums[i][0] = fma(value, b0, sums[i][0]);
+          sums[i][1] = fma(value, b1, sums[i][1]);
+        }
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < rows; ++i) {
-        const Vec value = broadcast(a[i * block + k]);
-        sums[i][0] = fma(value, b0, sums[i][0]);
-        sums[i][1] = fma(value, b1, sums[i][1]);
+        totals[i][0] += sums[i][0];
+        totals[i][1] += sums[i][1];
       }
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-    store(c + i * c_stride, sums[i][0]);
-    store(c + i * c_stride + lanes, sums[i][1]);
-  }
+  finish(totals, c, c_stride, accumulate);
 }
 
 #if defined(__AVX512BF16__)
@@ -128,10 +156,7 @@ __attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, st
                                     bool accumulate) {
   Vec sums[rows][2];
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-    sums[i][0] = accumulate ? load(c + i * c_stride) : zero();
-    sums[i][1] = accumulate ? load(c + i * c_stride + lanes) : zero();
-  }
+  for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = zero();
   for (; blocks > 0; --blocks, a += a_stride) {
 #pragma GCC unroll 4
     for (int k = 0; k < block; k += 2, b += 2 * panel) {
@@ -147,38 +172,15 @@ __attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, st
       }
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-    store(c + i * c_stride, sums[i][0]);
-    store(c + i * c_stride + lanes, sums[i][1]);
-  }
+  finish(sums, c, c_stride, accumulate);
 }
 #endif
 
-template <class E>
-void tile_of(std::int64_t rows, const E* a, std::int64_t a_stride, std::int64_t blocks, const E* b,
+template <class E, int rows = max_rows<E>>
+void tile_of(std::int64_t count, const E* a, std::int64_t a_stride, std::int64_t blocks, const E* b,
              float* c, std::int64_t c_stride, bool accumulate) {
-  switch (rows) {
-#define EVSAM_TILE(n) \
-  case n: return tile<n>(a, a_stride, blocks, b, c, c_stride, accumulate);
-    EVSAM_TILE(1)
-    EVSAM_TILE(2)
-    EVSAM_TILE(3)
-    EVSAM_TILE(4)
-    EVSAM_TILE(5)
-    EVSAM_TILE(6)
-#if defined(__AVX512F__)
-    EVSAM_TILE(7)
-    EVSAM_TILE(8)
-    EVSAM_TILE(9)
-    EVSAM_TILE(10)
-    EVSAM_TILE(11)
-    EVSAM_TILE(12)
-    EVSAM_TILE(13)
-    EVSAM_TILE(14)
-#endif
-#undef EVSAM_TILE
-  }
+  if (count == rows) return tile<rows>(a, a_stride, blocks, b, c, c_stride, accumulate);
+  if constexpr (rows > 1) tile_of<E, rows - 1>(count, a, a_stride, blocks, b, c, c_stride, accumulate);
 }
 
 // c[rows][panel] = a[rows][32 * blocks] b[32 * blocks][panel], a in blocks a_stride elements apart, b
@@ -188,8 +190,8 @@ template <class E>
 void multiply(std::int64_t rows, std::int64_t blocks, const E* a, std::int64_t a_stride, const E* b,
               float* c, std::int64_t c_stride, bool accumulate = false) {
   // So many that this much of a panel stays in L1 while the tiles pass over it.
-  constexpr std::int64_t blocks_at_once = 16;
-  const std::int64_t tiles = quotient_up(rows, max_rows);
+  constexpr std::int64_t blocks_at_once = 8;
+  const std::int64_t tiles = quotient_up(rows, max_rows<E>);
   for (std::int64_t first = 0; first < blocks; first += blocks_at_once) {
     const std::int64_t count = least(blocks_at_once, blocks - first);
     for (std::int64_t t = 0; t < tiles; ++t) {

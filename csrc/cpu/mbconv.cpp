@@ -95,7 +95,7 @@ struct OwnRoom {
   E* expanded;  // [height + 2 padding][width + 2 padding][chunk]
   float* sums;  // of a few rows and one panel
 
-  static constexpr std::int64_t rows = 5 * max_rows;
+  static constexpr std::int64_t rows = 5 * max_rows<E>;
 
   OwnRoom(Pieces& pieces, const Plan<E>& plan)
       : expanded(pieces.take<E>(plan.padded_pixels() * plan.chunk)),

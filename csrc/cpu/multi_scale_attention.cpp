@@ -104,7 +104,7 @@ struct SharedRoom {
 
 template <class E>
 struct OwnRoom {
-  static constexpr std::int64_t rows = 3 * max_rows;
+  static constexpr std::int64_t rows = 3 * max_rows<E>;
 
   Operand<E> input;         // a few rows of x
   float* sums;              // of a few rows and one panel
