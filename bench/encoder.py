@@ -114,14 +114,15 @@ def run(arguments: argparse.Namespace) -> int:
         "threads": len(cores),
         "cores": list(cores),
     }
+    on = machine()
     result: dict[str, Any] = {
         "schema": report.SCHEMA,
-        "machine": dataclasses.asdict(machine()),
+        "machine": {**dataclasses.asdict(on), "instruction_sets": list(on.instruction_sets)},
         "versions": {name: CONTESTANTS[name].version for name in names},
         "settings": settings,
     }
     out = report.console()
-    out.print(str(machine()))
+    out.print(str(on))
     for part in ("settings", "versions"):
         out.print(", ".join(f"{key} {value}" for key, value in result[part].items()))
 

@@ -36,7 +36,9 @@ def console() -> Console:
 
 def contestants_table(result: Result) -> Table:
     """A line per contestant."""
-    table = _table("contestant", "median ms", "quartiles ms", "/ ours", "error", "configuration")
+    table = _table(
+        "contestant", "median ms", "quartiles ms", "/ ours", "error", last="configuration"
+    )
     ours = result["contestants"][OURS]["median_ms"]
     for name, outcome in result["contestants"].items():
         table.add_row(
@@ -61,7 +63,7 @@ def verdict(result: Result) -> str:
 
 def blocks_table(result: Result) -> Table:
     """A line per block, and their sum."""
-    table = _table("block", "count", "ours ms", "peer ms", "peer / ours", "share", "best peer")
+    table = _table("block", "count", "ours ms", "peer ms", "peer / ours", "share", last="best peer")
     sums = [0.0, 0.0]
     for block in result["blocks"]:
         ours = block["contestants"][OURS]
@@ -108,10 +110,10 @@ def change_table(old: Result, new: Result) -> Table:
 def differences(old: Result, new: Result) -> list[str]:
     """What else differs between two results, so that their times cannot simply be compared."""
     return [
-        f"{part}, {key}: {old[part].get(key)} before, {new[part].get(key)} now"
+        f"{part}, {key}: {old[part][key]} before, {new[part][key]} now"
         for part in ("settings", "machine", "versions")
-        for key in {**old[part], **new[part]}
-        if old[part].get(key) != new[part].get(key)
+        for key in new[part]
+        if key in old[part] and old[part][key] != new[part][key]
     ]
 
 
@@ -145,15 +147,14 @@ def load(path: Path) -> Result:
     return result
 
 
-def _table(first: str, *others: str) -> Table:
-    """A table whose columns are numbers but for the first and, where it has no unit, the last."""
+def _table(first: str, *numbers: str, last: str | None = None) -> Table:
+    """A table with words in its first and last column and numbers in between."""
     table = Table(first, box=box.SIMPLE_HEAD)
-    for heading in others:
-        table.add_column(heading, justify="left" if heading in _WORDS else "right")
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    if last is not None:
+        table.add_column(last)
     return table
-
-
-_WORDS = ("configuration", "best peer")
 
 
 def _medians(result: Result) -> Iterator[tuple[str, float]]:

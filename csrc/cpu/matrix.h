@@ -129,7 +129,8 @@ __attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::
       Vec sums[rows][2];
 #pragma GCC unroll 16
       for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = zero();
-#pragma GCC unroll 16
+      // Unrolled no further: given a longer run, compilers keep totals in memory.
+#pragma GCC unroll 4
       for (int k = first; k < first + together; ++k, b += panel) {
         const Vec b0 = load(b), b1 = load(b + lanes);
 #pragma GCC unroll 16
