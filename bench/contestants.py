@@ -115,7 +115,7 @@ def _layouts(task: Task) -> Iterator[_Layout]:
     first = tuple(x.contiguous() for x in task.inputs)
     yield _Layout("channels first", module, first, (0, 1, 2, 3))
     last = tuple(x.permute(0, 2, 3, 1).contiguous() for x in task.inputs)
-    yield _Layout("channels last", _ChannelsLastOutside(module), last, (0, 3, 1, 2))
+    yield _Layout("channels last", _ChannelsLastOutside(module).eval(), last, (0, 3, 1, 2))
 
 
 _OPSET = 20

@@ -59,26 +59,40 @@ EVSAM_INLINE Vec silu(Vec x) {
 EVSAM_INLINE Vec relu(Vec x) { return larger(zero(), x); }
 EVSAM_INLINE Vec relu6(Vec x) { return smaller(broadcast(6), relu(x)); }
 
+// Activations as functions of a vector.
+struct Identity {
+  EVSAM_INLINE Vec operator()(Vec x) const { return x; }
+};
+
 template <class Storage>
-EVSAM_INLINE void activate(Activation activation, Vec* values, int count) {
-  switch (activation) {
-    case Activation::none: return;
-    case Activation::relu:
-      for (int i = 0; i < count; ++i) values[i] = relu(values[i]);
-      return;
-    case Activation::relu6:
-      for (int i = 0; i < count; ++i) values[i] = relu6(values[i]);
-      return;
-    case Activation::hswish:
-      for (int i = 0; i < count; ++i) values[i] = values[i] * relu6(values[i] + 3) / 6;
-      return;
-    case Activation::silu:
-      for (int i = 0; i < count; ++i) values[i] = silu<Storage>(values[i]);
-      return;
-    case Activation::gelu:
-      for (int i = 0; i < count; ++i) values[i] = gelu<Storage>(values[i]);
-      return;
+struct Gelu {
+  EVSAM_INLINE Vec operator()(Vec x) const { return gelu<Storage>(x); }
+};
+
+template <class Storage>
+struct AnyActivation {
+  Activation activation;
+
+  EVSAM_INLINE Vec operator()(Vec x) const {
+    switch (activation) {
+      case Activation::none: return x;
+      case Activation::relu: return relu(x);
+      case Activation::relu6: return relu6(x);
+      case Activation::hswish: return x * relu6(x + 3) / 6;
+      case Activation::silu: return silu<Storage>(x);
+      case Activation::gelu: return gelu<Storage>(x);
+    }
+    return x;
   }
+};
+
+// Calls body(function) with the activation as a function: the models' own are known to the compiler,
+// any other is looked up for every vector.
+template <class Storage, class Body>
+EVSAM_INLINE void with_activation(Activation activation, const Body& body) {
+  if (activation == Activation::none) return body(Identity{});
+  if (activation == Activation::gelu) return body(Gelu<Storage>{});
+  return body(AnyActivation<Storage>{activation});
 }
 
 }  // namespace

@@ -87,10 +87,10 @@ void run_direct(const ConvActArgs& args, const Map<Storage>& in, const Output<St
 
   struct Room {
     Operand<E> gathered;
-    float* sums;
+    Sums sums;
     Room(Pieces& pieces, std::int64_t rows, std::int64_t columns)
         : gathered{pieces.take<E>(rows * columns), rows},
-          sums(pieces.take<float>((rows + 3) * panel)) {}
+          sums(pieces, rows) {}
   };
   Pieces counted;
   const Room one(counted, at_once, operand_columns);
@@ -137,7 +137,7 @@ void run_depthwise(const ConvActArgs& args, const Map<Storage>& in, const Output
             const Vec weight = load(weights.taps + tap * round_up(in.channels) + c);
             value = fma(load(in.x + pixel * in.channels + c, in.channels - c), weight, value);
           }
-          activate<Storage>(args.activation, &value, 1);
+          value = AnyActivation<Storage>{args.activation}(value);
           output.write(line * width + x, c, value);
         }
     });

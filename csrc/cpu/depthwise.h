@@ -34,42 +34,40 @@ struct DepthwiseWeights {
   }
 };
 
-// Calls finish(x, values, count) with activation-free results of `count` output pixels from x on, for
-// one row of outputs and one vector of channels. `padded` is where the kernel's first tap lies for the
-// row's first output; its rows and pixels are line_stride and pixel_stride elements apart.
-template <int kernel, class From, class Finish>
+// One row of outputs for one vector of channels, into sink(x, value). `padded` is where the kernel's
+// first tap lies for the row's first output; its rows and pixels are line_stride and pixel_stride
+// elements apart. kernel is that of the weights, or 0 where it is not known at compile time.
+template <int kernel, class From, class Sink>
 EVSAM_INLINE void filter_row(const From* padded, std::int64_t line_stride, std::int64_t pixel_stride,
                              std::int64_t stride, std::int64_t width, const DepthwiseWeights& weights,
-                             std::int64_t channel, const Finish& finish) {
+                             std::int64_t channel, const Sink& sink) {
   constexpr int at_once = 8;
   const std::int64_t size = kernel > 0 ? kernel : weights.kernel;
-  const std::int64_t tap_stride = round_up(weights.channels);
+  const std::int64_t tap_stride = round_up(weights.channels), step = stride * pixel_stride;
   const Vec bias = load(weights.bias + channel);
-  for (std::int64_t x = 0; x < width; x += at_once) {
-    const std::int64_t count = least(at_once, width - x);
-    const From* source = padded + x * stride * pixel_stride;
+  std::int64_t x = 0;
+  for (; x + at_once <= width; x += at_once) {
     const float* tap = weights.taps + channel;
     Vec values[at_once];
-    for (int i = 0; i < at_once; ++i) values[i] = bias;
-    if (count == at_once) {
-      for (std::int64_t ky = 0; ky < size; ++ky)
-        for (std::int64_t kx = 0; kx < size; ++kx, tap += tap_stride) {
-          const Vec weight = load(tap);
-          const From* from = source + ky * line_stride + kx * pixel_stride;
 #pragma GCC unroll 8
-          for (int i = 0; i < at_once; ++i)
-            values[i] = fma(load(from + i * stride * pixel_stride), weight, values[i]);
-        }
-    } else {
-      for (std::int64_t ky = 0; ky < size; ++ky)
-        for (std::int64_t kx = 0; kx < size; ++kx, tap += tap_stride) {
-          const Vec weight = load(tap);
-          const From* from = source + ky * line_stride + kx * pixel_stride;
-          for (std::int64_t i = 0; i < count; ++i)
-            values[i] = fma(load(from + i * stride * pixel_stride), weight, values[i]);
-        }
-    }
-    finish(x, values, static_cast<int>(count));
+    for (int i = 0; i < at_once; ++i) values[i] = bias;
+    for (std::int64_t ky = 0; ky < size; ++ky)
+      for (std::int64_t kx = 0; kx < size; ++kx, tap += tap_stride) {
+        const Vec weight = load(tap);
+        const From* from = padded + x * step + ky * line_stride + kx * pixel_stride;
+#pragma GCC unroll 8
+        for (int i = 0; i < at_once; ++i) values[i] = fma(load(from + i * step), weight, values[i]);
+      }
+#pragma GCC unroll 8
+    for (int i = 0; i < at_once; ++i) sink(x + i, values[i]);
+  }
+  for (; x < width; ++x) {
+    const float* tap = weights.taps + channel;
+    Vec value = bias;
+    for (std::int64_t ky = 0; ky < size; ++ky)
+      for (std::int64_t kx = 0; kx < size; ++kx, tap += tap_stride)
+        value = fma(load(padded + x * step + ky * line_stride + kx * pixel_stride), load(tap), value);
+    sink(x, value);
   }
 }
 

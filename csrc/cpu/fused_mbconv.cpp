@@ -69,11 +69,11 @@ void run_winograd(const FusedMBConvArgs& args, const Map<Storage>& in,
   struct Room {
     WinogradRoom<Scheme, Storage> winograd;
     Operand<E> expanded;
-    float* sums;
+    Sums sums;
     Room(Pieces& pieces, std::int64_t tiles, std::int64_t in_channels, std::int64_t mid_columns)
         : winograd(pieces, tiles, in_channels),
           expanded{pieces.take<E>(tiles * outputs * mid_columns), tiles * outputs},
-          sums(pieces.take<float>((tiles * outputs + 3) * panel)) {}
+          sums(pieces, tiles * outputs) {}
   };
   Pieces counted;
   const Room one(counted, at_once, shape.in_channels, mid_columns);
@@ -115,11 +115,11 @@ void run_direct(const FusedMBConvArgs& args, const Map<Storage>& in,
 
   struct Room {
     Operand<E> gathered, expanded;
-    float* sums;
+    Sums sums;
     Room(Pieces& pieces, std::int64_t rows, std::int64_t columns, std::int64_t mid_columns)
         : gathered{pieces.take<E>(rows * columns), rows},
           expanded{pieces.take<E>(rows * mid_columns), rows},
-          sums(pieces.take<float>((rows + 3) * panel)) {}
+          sums(pieces, rows) {}
   };
   Pieces counted;
   const Room one(counted, at_once, columns, mid_columns);

@@ -98,6 +98,7 @@ struct Matrix {
         columns(columns) {}
 
   std::int64_t blocks() const { return blocks_of(rows); }
+  std::int64_t panel_size() const { return round_up(rows) * panel; }
   const E* panel_at(std::int64_t column) const { return panels + column * round_up(rows); }
 };
 
@@ -125,23 +126,41 @@ void pack_pointwise(const void* from, const void* bias, const Matrix<E>& to) {
        [&](std::int64_t k, std::int64_t n) { return wide(weight[n * to.rows + k]); });
 }
 
-// Columns [begin, end) of activation(a * weights + bias), into the sink. `sums` has room for
-// [rows rounded up to 4][panel].
+// Room for the sums of one product.
+struct Sums {
+  static constexpr std::int64_t columns = 256;
+  static constexpr std::int64_t stride = columns + 16;  // keeps rows off the same places in L1
+
+  float* elements;  // [rows][stride]
+
+  Sums(Pieces& pieces, std::int64_t rows) : elements(pieces.take<float>(rows * stride)) {}
+};
+
+// Columns [begin, end) of activation(a * weights + bias), into the sink.
 template <class Storage, class E, class Sink>
 void multiply_into(const Operand<E>& a, std::int64_t rows, const Matrix<E>& weights,
-                   std::int64_t begin, std::int64_t end, float* sums, Activation activation,
+                   std::int64_t begin, std::int64_t end, const Sums& sums, Activation activation,
                    const Sink& sink) {
-  for (std::int64_t column = begin; column < end; column += panel) {
-    multiply(rows, weights.blocks(), a.elements, a.stride(), weights.panel_at(column), sums, panel);
-    const Vec bias[2] = {load(weights.bias + column), load(weights.bias + column + lanes)};
-    for (std::int64_t row = 0; row < rows; row += 4) {
-      Vec values[8];
-      for (int i = 0; i < 8; ++i) values[i] = load(sums + row * panel + i * lanes) + bias[i % 2];
-      activate<Storage>(activation, values, 8);
-      for (int i = 0; i < 8 && row + i / 2 < rows; ++i)
-        sink(row + i / 2, column + i % 2 * lanes, values[i]);
+  // Sums over few rows of weights stay in L1; longer ones are added to several times, for many columns
+  // at once, so that a's blocks are read once for all of them.
+  const bool few = weights.blocks() <= 8;
+  const std::int64_t at_once = few ? panel : Sums::columns, stride = few ? panel : Sums::stride;
+  with_activation<Storage>(activation, [&](const auto& activate) {
+    for (std::int64_t first = begin; first < end; first += at_once) {
+      const std::int64_t columns = least(at_once, end - first);
+      multiply(rows, columns, weights.blocks(), a.elements, a.stride(), weights.panel_at(first),
+               weights.panel_size(), sums.elements, stride);
+      for (std::int64_t column = 0; column < columns; column += panel) {
+        const Vec bias0 = load(weights.bias + first + column);
+        const Vec bias1 = load(weights.bias + first + column + lanes);
+        for (std::int64_t row = 0; row < rows; ++row) {
+          const float* from = sums.elements + row * stride + column;
+          sink(row, first + column, activate(load(from) + bias0));
+          sink(row, first + column + lanes, activate(load(from + lanes) + bias1));
+        }
+      }
     }
-  }
+  });
 }
 
 }  // namespace

@@ -184,23 +184,25 @@ void tile_of(std::int64_t count, const E* a, std::int64_t a_stride, std::int64_t
   if constexpr (rows > 1) tile_of<E, rows - 1>(count, a, a_stride, blocks, b, c, c_stride, accumulate);
 }
 
-// c[rows][panel] = a[rows][32 * blocks] b[32 * blocks][panel], a in blocks a_stride elements apart, b
-// one panel, c in rows c_stride apart; added to what c holds where `accumulate` is set. The rows are
-// split evenly into tiles.
+// c[rows][columns] = a[rows][32 * blocks] b[32 * blocks][columns], a in blocks a_stride elements apart,
+// b in panels b_stride elements apart, c in rows c_stride apart; added to what c holds where
+// `accumulate` is set. The rows are split evenly into tiles.
 template <class E>
-void multiply(std::int64_t rows, std::int64_t blocks, const E* a, std::int64_t a_stride, const E* b,
-              float* c, std::int64_t c_stride, bool accumulate = false) {
+void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, const E* a,
+              std::int64_t a_stride, const E* b, std::int64_t b_stride, float* c,
+              std::int64_t c_stride, bool accumulate = false) {
   // So many that this much of a panel stays in L1 while the tiles pass over it.
   constexpr std::int64_t blocks_at_once = 8;
   const std::int64_t tiles = quotient_up(rows, max_rows<E>);
   for (std::int64_t first = 0; first < blocks; first += blocks_at_once) {
     const std::int64_t count = least(blocks_at_once, blocks - first);
-    for (std::int64_t t = 0; t < tiles; ++t) {
-      const std::int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-      tile_of<E>(end - begin, a + first * a_stride + begin * block, a_stride, count,
-                 b + first * block * panel, c + begin * c_stride, c_stride,
-                 accumulate || first > 0);
-    }
+    for (std::int64_t column = 0; column < columns; column += panel)
+      for (std::int64_t t = 0; t < tiles; ++t) {
+        const std::int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
+        tile_of<E>(end - begin, a + first * a_stride + begin * block, a_stride, count,
+                   b + column / panel * b_stride + first * block * panel,
+                   c + begin * c_stride + column, c_stride, accumulate || first > 0);
+      }
   }
 }
 

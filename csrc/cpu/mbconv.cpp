@@ -47,28 +47,38 @@ std::int64_t pack(const MBConvWeights& from, void* packed) {
 // How an image is worked through.
 template <class E>
 struct Plan {
+  static constexpr std::int64_t chunk = 2 * block;  // hidden channels of a task
+  static constexpr std::int64_t rows = 5 * max_rows<E>;            // of a product of the expansion
+  static constexpr std::int64_t most_point_rows = 126;             // of a product of the projection
   std::int64_t height, width;          // of the input
   std::int64_t out_height, out_width;  // of the output
-  std::int64_t padding;
-  std::int64_t chunk;  // hidden channels that a thread expands and filters at once
-  std::int64_t group;  // hidden channels between two projections, a multiple of chunk and block
+  std::int64_t kernel, stride, padding;
+  std::int64_t lines;       // of the output that are filtered at once
+  std::int64_t group;       // hidden channels between two projections
+  std::int64_t point_rows;  // pixels of a task of the projection
 
-  Plan(const MBConvArgs& args, int num_threads)
+  Plan(const MBConvArgs& args)
       : height(args.height),
         width(args.width),
         out_height(size_after(args.height, args.shape.stride)),
         out_width(size_after(args.width, args.shape.stride)),
+        kernel(args.shape.kernel),
+        stride(args.shape.stride),
         padding(args.shape.kernel / 2) {
-    constexpr std::int64_t l2 = 448 << 10, l3 = 8 << 20;
-    const std::int64_t hidden = round_up(args.shape.mid_channels);
-    chunk = padded_pixels() * 2 * block * size <= l2 ? 2 * block : block;
+    constexpr std::int64_t l2 = 192 << 10, l3 = 8 << 20, size = sizeof(E);
+    const std::int64_t line = padded_width() * chunk * size;
+    lines = least(most((l2 / line - kernel) / stride + 1, 1), out_height);
+    const std::int64_t hidden = quotient_up(args.shape.mid_channels, chunk) * chunk;
     const std::int64_t fitting = l3 / (pixels() * size) / chunk * chunk;
-    group = least(most(fitting, num_threads * chunk), quotient_up(hidden, chunk) * chunk);
+    group = least(most(fitting, args.num_threads * chunk), hidden);
+    const std::int64_t column_tasks = quotient_up(args.shape.out_channels, Sums::columns);
+    const std::int64_t row_tasks = quotient_up(2 * args.num_threads, column_tasks);
+    const std::int64_t shared = quotient_up(quotient_up(pixels(), row_tasks), max_rows<E>);
+    point_rows = least(shared * max_rows<E>, most_point_rows);
   }
 
-  static constexpr std::int64_t size = sizeof(E);
   std::int64_t padded_width() const { return width + 2 * padding; }
-  std::int64_t padded_pixels() const { return (height + 2 * padding) * padded_width(); }
+  std::int64_t padded_lines() const { return (lines - 1) * stride + kernel; }
   std::int64_t pixels() const { return out_height * out_width; }
 };
 
@@ -76,86 +86,120 @@ struct Plan {
 template <class E>
 struct SharedRoom {
   Operand<E> input;      // the image
-  std::int64_t* places;  // of its pixels in a padded map
+  std::int64_t* places;  // of its pixels in a padded image
   Operand<E> filtered;   // one group of hidden channels
-  float* sums;           // [pixels][out_channels], where there are several groups
+  float* sums;           // [pixels][sums_stride], where there are several groups
+  std::int64_t sums_stride;
 
   SharedRoom(Pieces& pieces, const Plan<E>& plan, const MBConvShape& shape)
       : input{pieces.take<E>(plan.height * plan.width * round_up(shape.in_channels)),
               plan.height * plan.width},
         places(pieces.take<std::int64_t>(plan.height * plan.width)),
         filtered{pieces.take<E>(plan.pixels() * plan.group), plan.pixels()},
-        sums(plan.group < shape.mid_channels
-                 ? pieces.take<float>(plan.pixels() * round_up(shape.out_channels))
-                 : nullptr) {}
+        sums(nullptr),
+        sums_stride(round_up(shape.out_channels) + 16) {
+    if (plan.group < shape.mid_channels) sums = pieces.take<float>(plan.pixels() * sums_stride);
+  }
 };
 
 template <class E>
 struct OwnRoom {
-  E* expanded;  // [height + 2 padding][width + 2 padding][chunk]
-  float* sums;  // of a few rows and one panel
-
-  static constexpr std::int64_t rows = 5 * max_rows<E>;
+  E* expanded;  // [padded_lines][padded_width][chunk]
+  Sums sums;
 
   OwnRoom(Pieces& pieces, const Plan<E>& plan)
-      : expanded(pieces.take<E>(plan.padded_pixels() * plan.chunk)),
-        sums(pieces.take<float>((rows + 3) * panel)) {}
+      : expanded(pieces.take<E>(plan.padded_lines() * plan.padded_width() * plan.chunk)),
+        sums(pieces, most(plan.rows, plan.most_point_rows)) {}
 };
 
-// Expands hidden channels [first, first + chunk) of the whole image.
+// Expands hidden channels [first, end) of lines [begin, stop) of the padded image. `expanded` holds lines
+// from `base` on.
 template <class Storage, class E>
-void expand(const Plan<E>& plan, const Matrix<E>& weights, std::int64_t first,
-            const SharedRoom<E>& shared, Activation activation, const OwnRoom<E>& room) {
-  const Operand<E>& input = shared.input;
-  const std::int64_t end = least(first + plan.chunk, round_up(weights.columns));
-  for (std::int64_t row = 0; row < input.rows; row += room.rows) {
-    const Operand<E> part{input.elements + row * block, input.rows};
+void expand(const Plan<E>& plan, const Matrix<E>& weights, std::int64_t first, std::int64_t end,
+            std::int64_t base, std::int64_t begin, std::int64_t stop, const SharedRoom<E>& shared,
+            Activation activation, const OwnRoom<E>& room) {
+  const std::int64_t line = plan.padded_width() * plan.chunk;
+  const std::int64_t top = plan.padding, bottom = plan.padding + plan.height;
+  for (std::int64_t y = begin; y < stop; ++y)
+    if (y < top || y >= bottom)
+      for (std::int64_t i = 0; i < line; ++i) room.expanded[(y - base) * line + i] = E{};
+  const std::int64_t last = (least(stop, bottom) - top) * plan.width;
+  for (std::int64_t row = (most(begin, top) - top) * plan.width; row < last; row += plan.rows) {
+    const Operand<E> part{shared.input.elements + row * block, shared.input.rows};
     const auto sink = [&](std::int64_t offset, std::int64_t column, Vec value) {
-      put(room.expanded + shared.places[row + offset] * plan.chunk + column - first, value);
+      const std::int64_t place = shared.places[row + offset] - base * plan.padded_width();
+      put(room.expanded + place * plan.chunk + column - first, value);
     };
-    multiply_into<Storage>(part, least(room.rows, input.rows - row), weights, first, end, room.sums,
+    multiply_into<Storage>(part, least(plan.rows, last - row), weights, first, end, room.sums,
                            activation, sink);
   }
 }
 
-// Filters them into the columns of their group.
+// Filters lines [y, stop) of the output into the columns of their group.
 template <int kernel, class Storage, class E>
-void filter(const Plan<E>& plan, const DepthwiseWeights& weights, std::int64_t stride,
-            std::int64_t first, const OwnRoom<E>& room, Activation activation,
-            const Operand<E>& filtered) {
-  const std::int64_t end = least(first + plan.chunk, round_up(weights.channels));
+void filter(const Plan<E>& plan, const DepthwiseWeights& weights, std::int64_t first,
+            std::int64_t end, std::int64_t y, std::int64_t stop, const OwnRoom<E>& room,
+            Activation activation, const Operand<E>& filtered) {
   const std::int64_t group_first = first / plan.group * plan.group;
-  const std::int64_t line_stride = plan.padded_width() * plan.chunk;
-  for (std::int64_t c = first; c < end; c += lanes)
-    for (std::int64_t y = 0; y < plan.out_height; ++y) {
-      E* to = filtered.at(y * plan.out_width, c - group_first);
-      filter_row<kernel>(room.expanded + y * stride * line_stride + c - first, line_stride,
-                         plan.chunk, stride, plan.out_width, weights, c,
-                         [&](std::int64_t x, Vec* values, int count) {
-                           activate<Storage>(activation, values, count);
-                           for (int i = 0; i < count; ++i) put(to + (x + i) * block, values[i]);
-                         });
+  const std::int64_t line = plan.padded_width() * plan.chunk;
+  with_activation<Storage>(activation, [&](const auto& activate) {
+    for (std::int64_t c = first; c < end; c += lanes) {
+      const E* from = room.expanded + c - first;
+      for (std::int64_t out = y; out < stop; ++out, from += plan.stride * line) {
+        E* to = filtered.at(out * plan.out_width, c - group_first);
+        filter_row<kernel>(
+            from, line, plan.chunk, plan.stride, plan.out_width, weights, c,
+            [&](std::int64_t x, Vec value) { put(to + x * block, activate(value)); });
+      }
     }
+  });
 }
 
-// Adds hidden channels [first, end) to one panel of columns of output rows [row, row + count), and
+// Expands and filters hidden channels [first, end) of the whole image, some lines at a time. Lines that
+// the next ones need too are kept.
+template <class Storage, class E>
+void expand_and_filter(const Plan<E>& plan, const Weights<Storage>& weights, std::int64_t first,
+                       std::int64_t end, const SharedRoom<E>& shared, Activation activation,
+                       const OwnRoom<E>& room) {
+  const std::int64_t line = plan.padded_width() * plan.chunk;
+  std::int64_t base = 0, expanded = 0;
+  for (std::int64_t y = 0; y < plan.out_height; y += plan.lines) {
+    const std::int64_t stop = least(y + plan.lines, plan.out_height);
+    const std::int64_t kept = most(expanded - y * plan.stride, 0) * line;
+    const std::int64_t skipped = (y * plan.stride - base) * line;
+    for (std::int64_t i = 0; i < kept; ++i) room.expanded[i] = room.expanded[skipped + i];
+    base = y * plan.stride;
+    const std::int64_t needed = (stop - 1) * plan.stride + plan.kernel;
+    expand<Storage>(plan, weights.expand, first, end, base, most(expanded, base), needed, shared,
+                    activation, room);
+    expanded = needed;
+    if (plan.kernel == 3)
+      filter<3, Storage>(plan, weights.depth, first, end, y, stop, room, activation,
+                         shared.filtered);
+    else
+      filter<0, Storage>(plan, weights.depth, first, end, y, stop, room, activation,
+                         shared.filtered);
+  }
+}
+
+// Adds hidden channels [first, end) to columns [begin, stop) of output rows [row, row + count), and
 // writes the output once all are there.
 template <class Storage, class E>
-void project(const Plan<E>& plan, const SharedRoom<E>& shared, const Matrix<E>& weights,
-             std::int64_t first, std::int64_t end, std::int64_t row, std::int64_t count,
-             std::int64_t column, float* own_sums, std::int64_t first_pixel,
+void project(const SharedRoom<E>& shared, const Matrix<E>& weights, std::int64_t first,
+             std::int64_t end, std::int64_t row, std::int64_t count, std::int64_t begin,
+             std::int64_t stop, const Sums& own, std::int64_t first_pixel,
              const Output<Storage>& output) {
-  const bool all = end - first == round_up(weights.rows);
-  const std::int64_t sums_stride = all ? panel : round_up(weights.columns);
-  float* sums = all ? own_sums : shared.sums + row * sums_stride + column;
-  multiply(count, (end - first) / block, shared.filtered.elements + row * block, plan.pixels() * block,
-           weights.panel_at(column) + first * panel, sums, sums_stride, first > 0);
+  const bool several = shared.sums != nullptr;
+  const std::int64_t stride = several ? shared.sums_stride : Sums::stride;
+  float* sums = several ? shared.sums + row * stride + begin : own.elements;
+  multiply(count, stop - begin, (end - first) / block, shared.filtered.elements + row * block,
+           shared.filtered.stride(), weights.panel_at(begin) + first * panel, weights.panel_size(),
+           sums, stride, first > 0);
   if (end < round_up(weights.rows)) return;
-  const Vec bias[2] = {load(weights.bias + column), load(weights.bias + column + lanes)};
   for (std::int64_t i = 0; i < count; ++i)
-    for (int half = 0; half < 2; ++half) {
-      const Vec sum = load(sums + i * sums_stride + half * lanes);
-      output.write(first_pixel + row + i, column + half * lanes, sum + bias[half]);
+    for (std::int64_t column = begin; column < stop; column += lanes) {
+      const Vec sum = load(sums + i * stride + column - begin);
+      output.write(first_pixel + row + i, column, sum + load(weights.bias + column));
     }
 }
 
@@ -166,7 +210,7 @@ void run(const MBConvArgs& args) {
   if (args.batch == 0) return;
   Pieces packed = pieces_of(args.packed);
   const Weights<Storage> weights(packed, shape);
-  const Plan<E> plan(args, args.num_threads);
+  const Plan<E> plan(args);
   const Output<Storage> output{static_cast<Storage*>(args.y),
                                static_cast<const Storage*>(args.residual), shape.out_channels};
 
@@ -177,24 +221,24 @@ void run(const MBConvArgs& args) {
   Pieces pieces(memory);
   const SharedRoom<E> shared(pieces, plan, shape);
 
-  const std::int64_t hidden = round_up(shape.mid_channels);
+  const std::int64_t hidden = round_up(shape.mid_channels), columns = round_up(shape.out_channels);
   const std::int64_t in_pixels = plan.height * plan.width, out_pixels = plan.pixels();
-  const std::int64_t row_tasks = quotient_up(out_pixels, OwnRoom<E>::rows);
-  const std::int64_t columns_at_once = 2 * panel;
-  const std::int64_t column_tasks = quotient_up(round_up(shape.out_channels), columns_at_once);
+  const std::int64_t row_tasks = quotient_up(out_pixels, plan.point_rows);
+  const std::int64_t column_tasks = quotient_up(columns, Sums::columns);
   const std::int64_t operations = args.batch * in_pixels * shape.in_channels * shape.mid_channels;
 
   parallel(args.num_threads, operations, [&](int member) {
     Pieces own(memory + shared_pieces.bytes() + member * own_pieces.bytes());
     const OwnRoom<E> room(own, plan);
-    // The padding is written once; only what lies inside changes.
-    for (std::int64_t i = 0; i < plan.padded_pixels() * plan.chunk; ++i) room.expanded[i] = E{};
+    // What pads a line on both sides stays zero.
+    for (std::int64_t i = 0; i < plan.padded_lines() * plan.padded_width() * plan.chunk; ++i)
+      room.expanded[i] = E{};
     for (std::int64_t image = 0; image < args.batch; ++image) {
       const Storage* in = static_cast<const Storage*>(args.x) + image * in_pixels * shape.in_channels;
-      for_each(plan.height, [&](std::int64_t line) {
+      for_each(plan.height, [&](std::int64_t y) {
         for (std::int64_t x = 0; x < plan.width; ++x) {
-          const std::int64_t row = line * plan.width + x;
-          shared.places[row] = (line + plan.padding) * plan.padded_width() + x + plan.padding;
+          const std::int64_t row = y * plan.width + x;
+          shared.places[row] = (y + plan.padding) * plan.padded_width() + x + plan.padding;
           copy(in + row * shape.in_channels, shape.in_channels, shared.input, row, 0);
           copy<Storage>(nullptr, round_up(shape.in_channels) - shape.in_channels, shared.input, row,
                         shape.in_channels);
@@ -204,22 +248,15 @@ void run(const MBConvArgs& args) {
         const std::int64_t group_end = least(group + plan.group, hidden);
         for_each(quotient_up(group_end - group, plan.chunk), [&](std::int64_t task) {
           const std::int64_t first = group + task * plan.chunk;
-          expand<Storage>(plan, weights.expand, first, shared, args.activation, room);
-          if (shape.kernel == 3)
-            filter<3, Storage>(plan, weights.depth, shape.stride, first, room, args.activation,
-                               shared.filtered);
-          else
-            filter<0, Storage>(plan, weights.depth, shape.stride, first, room, args.activation,
-                               shared.filtered);
+          expand_and_filter(plan, weights, first, least(first + plan.chunk, group_end), shared,
+                            args.activation, room);
         });
         for_each(row_tasks * column_tasks, [&](std::int64_t task) {
-          const std::int64_t row = task / column_tasks * room.rows;
-          const std::int64_t count = least(room.rows, out_pixels - row);
-          const std::int64_t begin = task % column_tasks * columns_at_once;
-          const std::int64_t end = least(begin + columns_at_once, round_up(shape.out_channels));
-          for (std::int64_t column = begin; column < end; column += panel)
-            project(plan, shared, weights.point, group, group_end, row, count, column, room.sums,
-                    image * out_pixels, output);
+          const std::int64_t row = task / column_tasks * plan.point_rows;
+          const std::int64_t begin = task % column_tasks * Sums::columns;
+          project(shared, weights.point, group, group_end, row,
+                  least(plan.point_rows, out_pixels - row), begin,
+                  least(begin + Sums::columns, columns), room.sums, image * out_pixels, output);
         });
       }
     }

@@ -107,14 +107,14 @@ struct OwnRoom {
   static constexpr std::int64_t rows = 3 * max_rows<E>;
 
   Operand<E> input;         // a few rows of x
-  float* sums;              // of a few rows and one panel
+  Sums sums;
   Head head;
   float* padded;            // [height + 2 padding][width + 2 padding][head_dim rounded up]
   Operand<float> filtered;  // [pixels][head_dim]
 
   OwnRoom(Pieces& pieces, const MultiScaleAttentionArgs& args)
       : input{pieces.take<E>(rows * round_up(args.shape.in_channels)), rows},
-        sums(pieces.take<float>((rows + 3) * panel)),
+        sums(pieces, rows),
         head(pieces, args.height * args.width, args.shape.head_dim),
         padded(pieces.take<float>(largest_padded(args) * round_up(args.shape.head_dim))),
         filtered{pieces.take<float>(args.height * args.width * round_up(args.shape.head_dim)),
@@ -147,16 +147,16 @@ void aggregate(const MultiScaleAttentionArgs& args, const float* qkv,
     }
   for (std::int64_t c = 0; c < columns; c += lanes)
     for (std::int64_t y = 0; y < args.height; ++y) {
-      const auto finish = [&](std::int64_t x, Vec* values, int count) {
-        for (int i = 0; i < count; ++i) room.filtered(y * args.width + x + i, c, values[i]);
+      const auto sink = [&](std::int64_t x, Vec value) {
+        room.filtered(y * args.width + x, c, value);
       };
       const float* from = room.padded + y * width * columns + c;
       if (weights.depth.kernel == 5)
-        filter_row<5>(from, width * columns, columns, 1, args.width, weights.depth, c, finish);
+        filter_row<5>(from, width * columns, columns, 1, args.width, weights.depth, c, sink);
       else if (weights.depth.kernel == 3)
-        filter_row<3>(from, width * columns, columns, 1, args.width, weights.depth, c, finish);
+        filter_row<3>(from, width * columns, columns, 1, args.width, weights.depth, c, sink);
       else
-        filter_row<0>(from, width * columns, columns, 1, args.width, weights.depth, c, finish);
+        filter_row<0>(from, width * columns, columns, 1, args.width, weights.depth, c, sink);
     }
   const std::int64_t head_width = room.head.width;
   for (std::int64_t row = 0; row < room.filtered.rows; row += room.rows) {

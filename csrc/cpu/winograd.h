@@ -267,9 +267,9 @@ void transform_tile(const Map<Storage>& in, const Tiles<Scheme>& tiles, std::int
 }
 
 // Transforms the products of one tile back, from column `first` on, and passes them on.
-template <class Scheme, class Storage, class Sink>
+template <class Scheme, class Storage, class Activate, class Sink>
 void finish_tile(const WinogradRoom<Scheme, Storage>& room, std::int64_t slot, std::int64_t first,
-                 std::int64_t end, const float* bias, Activation activation, const Sink& sink) {
+                 std::int64_t end, const float* bias, const Activate& activate, const Sink& sink) {
   constexpr int points = Scheme::points, outputs = Scheme::outputs;
   for (std::int64_t column = first; column < end; column += lanes) {
     const float* from = room.products + slot * columns_at_once + column - first;
@@ -284,17 +284,14 @@ void finish_tile(const WinogradRoom<Scheme, Storage>& room, std::int64_t slot, s
       for (int i = 0; i < outputs; ++i) half[i][x] = y[i];
     }
     const Vec offset = load(bias + column);
-    Vec values[outputs * outputs];
 #pragma GCC unroll 8
     for (int y = 0; y < outputs; ++y) {
       Vec line[outputs];
       Scheme::output(half[y], line);
 #pragma GCC unroll 8
-      for (int x = 0; x < outputs; ++x) values[y * outputs + x] = line[x] + offset;
+      for (int x = 0; x < outputs; ++x)
+        sink((slot * outputs + y) * outputs + x, column, activate(line[x] + offset));
     }
-    activate<Storage>(activation, values, outputs * outputs);
-    for (int i = 0; i < outputs * outputs; ++i)
-      sink(slot * outputs * outputs + i, column, values[i]);
   }
 }
 
@@ -313,13 +310,15 @@ void convolve_tiles(const Map<Storage>& in, const WinogradWeights<Scheme, Storag
     for (int y = 0; y < points; ++y)
       for (int x = 0; x < points; ++x) {
         const int point = y * points + x;
-        for (std::int64_t column = begin; column < end; column += panel)
-          multiply(count, blocks_of(in.channels), room.transformed + point * room.transformed_stride,
-                   count * block, weights.panel_at(y, x, column),
-                   room.products + point * room.product_stride + column - begin, columns_at_once);
+        multiply(count, end - begin, blocks_of(in.channels),
+                 room.transformed + point * room.transformed_stride, count * block,
+                 weights.panel_at(y, x, begin), in.channels * panel,
+                 room.products + point * room.product_stride, columns_at_once);
       }
-    for (std::int64_t t = 0; t < count; ++t)
-      finish_tile<Scheme>(room, t, begin, end, weights.bias, activation, sink);
+    with_activation<Storage>(activation, [&](const auto& activate) {
+      for (std::int64_t t = 0; t < count; ++t)
+        finish_tile<Scheme>(room, t, begin, end, weights.bias, activate, sink);
+    });
   }
 }
 

@@ -1,0 +1,131 @@
+"""Tables, marks, the change against an earlier result, and files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.table import Table
+
+from bench import report
+from bench.contest import Contest, Outcome
+from bench.contestants import OURS
+from evsam_kernels.cli.errors import CommandError
+
+
+def outcomes(ours: float | None, peer: float | None) -> dict[str, Outcome]:
+    return {
+        OURS: Outcome("c", 1e-6, [ours]) if ours else Outcome(failure="error 2 exceeds 1"),
+        "peer": Outcome("d", 2e-6, [peer]) if peer else Outcome(failure="does not run"),
+    }
+
+
+def block(name: str, count: int, ours: float | None, peer: float | None) -> dict[str, Any]:
+    contest = Contest(outcomes(ours, peer), 1e-5)
+    return {"name": name, "count": count, "share": 0.25, **contest.as_json()}
+
+
+@pytest.fixture
+def result() -> dict[str, Any]:
+    return {
+        "schema": report.SCHEMA,
+        "machine": {"processor": "fast"},
+        "versions": {OURS: "1", "peer": "2"},
+        "settings": {"dtype": "float32"},
+        **Contest(outcomes(10.0, 25.0), 1e-5).as_json(),
+        "blocks": [block("first", 2, 1.0, 0.96), block("second", 3, 1.0, 0.95)],
+    }
+
+
+def lines(table: Table) -> list[str]:
+    """What is printed, blanks collapsed."""
+    console = report.console()
+    with console.capture() as capture:
+        console.print(table)
+    return [" ".join(line.split()) for line in capture.get().splitlines() if line.strip()]
+
+
+def test_contestants(result: dict[str, Any]) -> None:
+    result["contestants"][OURS]["samples_ms"] = [14.0, 11.0, 9.0, 10.0, 8.0]
+    result["contestants"]["absent"] = Outcome(failure="does not run").as_json()
+    head, _, ours, peer, absent = lines(report.contestants_table(result))
+    assert head == "contestant median ms quartiles ms / ours error configuration"
+    assert ours == "ours 10.00 9.00 - 11.00 1.00 1.00e-06 c"
+    assert peer == "peer 25.00 25.00 - 25.00 2.50 2.00e-06 d"
+    assert absent == "absent does not run"
+
+
+def test_verdict(result: dict[str, Any]) -> None:
+    assert report.verdict(result) == "best peer peer: ours is 2.50 times as fast"
+    result |= Contest(outcomes(10.0, None), 1e-5).as_json()
+    assert report.verdict(result) == "No peer was timed."
+    result |= Contest({OURS: outcomes(None, None)[OURS]}, 1e-5).as_json()
+    assert report.verdict(result).endswith("as ours failed: error 2 exceeds 1")
+
+
+def test_blocks_more_than_five_per_cent_slower_are_marked(result: dict[str, Any]) -> None:
+    _, _, first, second, total = lines(report.blocks_table(result))
+    assert first == "first 2 1.00 0.960 0.960 25.0 % peer"
+    assert second == "second 3 1.00 0.950 0.950 25.0 % peer OURS IS SLOWER"
+    assert total == "all, one by one 5 5.00 4.77 0.954"
+
+
+def test_blocks_without_times_say_why_and_are_not_summed(result: dict[str, Any]) -> None:
+    result["blocks"] = [block("wrong", 1, None, None), block("alone", 1, 2.0, None)]
+    result["blocks"][0]["share"] = None
+    _, _, wrong, alone = lines(report.blocks_table(result))
+    assert wrong == "wrong 1 error 2 exceeds 1"
+    assert alone == "alone 1 2.00 25.0 %"
+
+
+def test_change_of_what_both_have(result: dict[str, Any]) -> None:
+    new = copy.deepcopy(result)
+    new |= Contest(outcomes(5.0, 30.0), 1e-5).as_json()
+    new["blocks"] = [block("first", 2, 1.5, 1.0), block("new", 1, 1.0, 1.0)]
+    assert lines(report.change_table(result, new)) == [
+        "before ms now ms change",
+        "─" * len(lines(report.change_table(result, new))[1]),
+        "ours 10.00 5.00 -50.0 %",
+        "peer 25.00 30.00 +20.0 %",
+        "first 1.00 1.50 +50.0 %",
+    ]
+
+
+def test_differences(result: dict[str, Any]) -> None:
+    new = copy.deepcopy(result)
+    assert report.differences(result, new) == []
+    new["settings"]["dtype"] = "bfloat16"
+    new["versions"] = {OURS: "1", "other": "3"}
+    assert report.differences(result, new) == [
+        "settings, dtype: float32 before, bfloat16 now",
+    ]
+
+
+def test_a_saved_result_is_the_one_loaded(result: dict[str, Any], tmp_path: Path) -> None:
+    report.save(result, tmp_path / "result.json")
+    assert report.load(tmp_path / "result.json") == result
+
+
+def test_a_result_that_cannot_be_written(result: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"^--json: .*no/result\.json cannot be written"):
+        report.save(result, tmp_path / "no" / "result.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot be read"),
+        ("{", "cannot be read"),
+        ("[]", "no result of this benchmark"),
+        (json.dumps({"schema": 0}), "no result of this benchmark"),
+    ],
+)
+def test_what_is_no_result_is_refused(content: str | None, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CommandError, match=rf"^--compare: .*old\.json .*{problem}"):
+        report.load(path)

@@ -1,0 +1,110 @@
+"""Worker processes: what they compute, how they are pinned, and how they fail."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.contestants import Task
+from bench.plain import evaluate
+from bench.worker import ISA_ENVIRONMENTS, Worker, WorkerError
+
+
+class Noisy(nn.Module):
+    """Doubles, and prints where the process's answers go."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        os.write(1, b"not an answer\n")
+        print("nor this", flush=True)
+        return 2 * x
+
+
+class Broken(nn.Module):
+    """Raises an error of several lines."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("it is\n  broken")
+
+
+class Deadly(nn.Module):
+    """Ends the process."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        os.write(2, b"first words\nlast words\n")
+        os._exit(7)
+
+
+class Environment(nn.Module):
+    """Says what its process may use: numbers of its cores, then PyTorch's threads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name, value in ISA_ENVIRONMENTS["avx2"].items():
+            assert os.environ[name] == value
+        return torch.tensor([*sorted(os.sched_getaffinity(0)), torch.get_num_threads()])
+
+
+CORE = min(os.sched_getaffinity(0))
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    worker = Worker("eager", (CORE,), "avx2")
+    yield worker
+    worker.close()
+
+
+def task(
+    module: nn.Module, folder: Path, inputs: tuple[Tensor, ...] = (torch.ones(1, 2, 1, 1),)
+) -> Path:
+    """A file with the task of computing this module."""
+    path = folder / "task.pt"
+    torch.save(Task(module.eval(), inputs, torch.float32), path)
+    return path
+
+
+def test_it_computes_and_times_the_task(worker: Worker, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    conv, inputs = nn.Conv2d(4, 8, 3), (torch.randn(2, 4, 9, 9),)
+    assert worker.prepare(task(conv, tmp_path, inputs)) == "channels last"
+    torch.testing.assert_close(worker.output(), evaluate(conv, inputs, torch.float32))
+    seconds = worker.turn()
+    assert len(seconds) >= 3
+    assert all(0 < value < 10 for value in seconds)
+
+
+def test_it_is_pinned_and_kept_to_the_instruction_set(worker: Worker, tmp_path: Path) -> None:
+    worker.prepare(task(Environment(), tmp_path))
+    assert worker.output().tolist() == [CORE, 1]
+
+
+def test_what_is_printed_is_no_answer(worker: Worker, tmp_path: Path) -> None:
+    worker.prepare(task(Noisy(), tmp_path))
+    assert worker.output().flatten().tolist() == [2, 2]
+    assert worker.turn()
+
+
+def test_an_error_is_one_line_and_the_next_task_runs(worker: Worker, tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match=r"^RuntimeError: it is broken$"):
+        worker.prepare(task(Broken(), tmp_path))
+    worker.prepare(task(Noisy(), tmp_path))
+    assert worker.output().flatten().tolist() == [2, 2]
+
+
+def test_a_process_that_dies_leaves_its_status_and_last_words(tmp_path: Path) -> None:
+    worker = Worker("eager", (CORE,), "native")
+    with pytest.raises(WorkerError, match=r"^its process ended with status 7: last words$"):
+        worker.prepare(task(Deadly(), tmp_path))
+    with pytest.raises(WorkerError, match="ended with status 7"):
+        worker.turn()
+    worker.close()
+
+
+def test_closing_ends_the_process() -> None:
+    worker = Worker("eager", (CORE,), "native")
+    worker.close()
+    assert worker._process.returncode == 0
