@@ -14,7 +14,7 @@ import torch
 
 from bench.contestants import OURS, Task
 from bench.plain import evaluate
-from bench.worker import Worker, WorkerError
+from bench.worker import Run, Worker, WorkerError
 from evsam_kernels.numerics.budget import budget, measure, one_thread
 
 
@@ -26,12 +26,14 @@ class Outcome:
         configuration: its fastest, which was taken; "" where it did not get ready.
         error: relative Frobenius error against float64; NaN where it did not get ready.
         samples_ms: milliseconds of every run.
+        preempted: share of the runs during which the system gave a core to something else.
         failure: why there are none; "" where there are.
     """
 
     configuration: str = ""
     error: float = math.nan
     samples_ms: list[float] = field(default_factory=list)
+    preempted: float = 0.0
     failure: str = ""
 
     @property
@@ -45,6 +47,7 @@ class Outcome:
             "configuration": self.configuration,
             "median_ms": _or_none(self.median_ms),
             "samples_ms": self.samples_ms,
+            "preempted": self.preempted,
             "error": _or_none(self.error),
             "failure": self.failure,
         }
@@ -98,15 +101,15 @@ def _or_none(value: float) -> float | None:
 
 
 def interleaved(
-    turns: Mapping[str, Callable[[], list[float]]], rounds: int, advance: Callable[[], None]
-) -> dict[str, list[float]]:
-    """The samples of each, taken in turn, A B C A B C, so that only one computes at a time."""
-    samples: dict[str, list[float]] = {name: [] for name in turns}
+    turns: Mapping[str, Callable[[], list[Run]]], rounds: int, advance: Callable[[], None]
+) -> dict[str, list[Run]]:
+    """The runs of each, made in turn, A B C A B C, so that only one computes at a time."""
+    runs: dict[str, list[Run]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, turn in turns.items():
-            samples[name] += turn()
+            runs[name] += turn()
         advance()
-    return samples
+    return runs
 
 
 def hold(
@@ -141,12 +144,13 @@ def hold(
                 outcome.failure = str(error)
             advance()
             if name == OURS:
-                if not outcome.failure and not outcome.error <= allowed:
+                if not outcome.failure and outcome.error > allowed:
                     outcome.failure = f"error {outcome.error:.2e} exceeds {allowed:.2e}"
                 if outcome.failure:
                     return Contest(outcomes, allowed)
 
     turns = {name: workers[name].turn for name in workers if not outcomes[name].failure}
-    for name, seconds in interleaved(turns, rounds, advance).items():
-        outcomes[name].samples_ms = [1000 * second for second in seconds]
+    for name, runs in interleaved(turns, rounds, advance).items():
+        outcomes[name].samples_ms = [1000 * run.seconds for run in runs]
+        outcomes[name].preempted = statistics.fmean(run.preempted for run in runs)
     return Contest(outcomes, allowed)

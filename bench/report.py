@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from evsam_kernels.cli.output import write_atomically
 SCHEMA = 1
 SLOWER_BY = 1.05
 """A block that takes more than this many times the best peer's time is marked."""
+_DISTURBED = 0.5
+"""Share of preempted runs from which the median says more about the machine than the block."""
 _WIDTH_OF_FILES = 160
 
 Result = Mapping[str, Any]
@@ -37,7 +39,8 @@ def console() -> Console:
 def contestants_table(result: Result) -> Table:
     """A line per contestant."""
     table = _table(
-        "contestant", "median ms", "quartiles ms", "/ ours", "error", last="configuration"
+        *("contestant", "median ms", "quartiles ms", "/ ours", "preempted", "error"),
+        last="configuration",
     )
     ours = result["contestants"][OURS]["median_ms"]
     for name, outcome in result["contestants"].items():
@@ -46,6 +49,7 @@ def contestants_table(result: Result) -> Table:
             _number(outcome["median_ms"]),
             _quartiles(outcome["samples_ms"]),
             _number(_ratio(outcome["median_ms"], ours)),
+            f"{100 * outcome['preempted']:.0f} %" if outcome["samples_ms"] else "",
             "" if outcome["error"] is None else f"{outcome['error']:.2e}",
             outcome["failure"] or outcome["configuration"],
         )
@@ -64,36 +68,50 @@ def verdict(result: Result) -> str:
 def blocks_table(result: Result) -> Table:
     """A line per block, and their sum."""
     table = _table("block", "count", "ours ms", "peer ms", "peer / ours", "share", last="best peer")
-    sums = [0.0, 0.0]
     for block in result["blocks"]:
-        ours = block["contestants"][OURS]
-        peer_ms = _peer_ms(block)
-        for index, value in enumerate((ours["median_ms"], peer_ms)):
-            sums[index] += block["count"] * (value or 0.0)
-        marks = [ours["failure"]] if ours["failure"] else []
-        if peer_ms is not None and ours["median_ms"] > SLOWER_BY * peer_ms:
-            marks = ["OURS IS SLOWER"]
         table.add_row(
             block["name"],
             str(block["count"]),
-            _number(ours["median_ms"]),
-            _number(peer_ms),
+            _number(_ours_ms(block)),
+            _number(_peer_ms(block)),
             _number(block["speedup"]),
             "" if block["share"] is None else f"{100 * block['share']:.1f} %",
-            "  ".join([block["best_peer"] or "", *marks]),
+            "  ".join(_remarks(block)),
         )
-    if all(_peer_ms(block) is not None for block in result["blocks"]):
-        count = sum(block["count"] for block in result["blocks"])
-        ours_sum, peer_sum = sums
-        table.add_section()
-        table.add_row(
-            "all, one by one",
-            str(count),
-            _number(ours_sum),
-            _number(peer_sum),
-            _number(_ratio(peer_sum, ours_sum)),
-        )
+    ours_ms, peer_ms = _sum(result["blocks"], _ours_ms), _sum(result["blocks"], _peer_ms)
+    table.add_section()
+    table.add_row(
+        "all, one by one",
+        str(sum(block["count"] for block in result["blocks"])),
+        _number(ours_ms),
+        _number(peer_ms),
+        _number(_ratio(peer_ms, ours_ms)),
+    )
     return table
+
+
+def _remarks(block: Result) -> Iterator[str]:
+    """The best peer, and what there is to know about the times."""
+    ours, best = block["contestants"][OURS], block["best_peer"]
+    if ours["failure"]:
+        yield ours["failure"]
+    elif best is not None:
+        peer = block["contestants"][best]
+        yield best
+        if ours["median_ms"] > SLOWER_BY * peer["median_ms"]:
+            yield "OURS IS SLOWER"
+        if max(ours["preempted"], peer["preempted"]) > _DISTURBED:
+            yield "disturbed"
+
+
+def _sum(blocks: Sequence[Result], milliseconds: Callable[[Result], float | None]) -> float | None:
+    """Over all blocks, each as often as it occurs; None where one has no time."""
+    total = 0.0
+    for block in blocks:
+        if (value := milliseconds(block)) is None:
+            return None
+        total += block["count"] * value
+    return total
 
 
 def change_table(old: Result, new: Result) -> Table:
@@ -162,8 +180,13 @@ def _medians(result: Result) -> Iterator[tuple[str, float]]:
         if outcome["median_ms"] is not None:
             yield name, outcome["median_ms"]
     for block in result["blocks"]:
-        if (median := block["contestants"][OURS]["median_ms"]) is not None:
+        if (median := _ours_ms(block)) is not None:
             yield block["name"], median
+
+
+def _ours_ms(block: Result) -> float | None:
+    median: float | None = block["contestants"][OURS]["median_ms"]
+    return median
 
 
 def _peer_ms(block: Result) -> float | None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # The process pins itself before it imports PyTorch, which counts the cores.
     from torch import Tensor
@@ -49,6 +50,18 @@ _SECONDS_A_TURN = 0.05
 _SECONDS_A_TRIAL = 0.1
 _SECONDS_TO_WARM_UP = 0.02
 """Threads of the contestant before may still be looking for work."""
+
+
+class Run(NamedTuple):
+    """One run of a contestant.
+
+    Attributes:
+        seconds: what it took.
+        preempted: whether the system gave a core of it to something else meanwhile.
+    """
+
+    seconds: float
+    preempted: bool
 
 
 class WorkerError(Exception):
@@ -102,10 +115,9 @@ class Worker:
             output: Tensor = torch.load(path)
             return output
 
-    def turn(self) -> list[float]:
-        """Seconds of a few runs in a row, after some that are not counted."""
-        seconds: list[float] = self._ask(do="turn")["seconds"]
-        return seconds
+    def turn(self) -> list[Run]:
+        """A few runs in a row, after some that are not counted."""
+        return [Run(*run) for run in self._ask(do="turn")["runs"]]
 
     def close(self) -> None:
         """End the process."""
@@ -137,45 +149,52 @@ class _Server:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._run: Callable[[], Tensor]
+        self._compute: Callable[[], Tensor]
 
     def prepare(self, task: str) -> dict[str, Any]:
         import torch
 
         from bench.contestants import CONTESTANTS
 
-        self._run = lambda: torch.empty(0)  # Lets go of the task before.
+        self._compute = lambda: torch.empty(0)  # Lets go of the task before.
         gc.collect()
         contestant = CONTESTANTS[self._name]
         candidates = list(contestant.candidates(torch.load(task, weights_only=False)))
-        seconds = [_fastest_run(run) for _, run in candidates]
-        configuration, self._run = candidates[seconds.index(min(seconds))]
+        seconds = [_fastest_run(compute) for _, compute in candidates]
+        configuration, self._compute = candidates[seconds.index(min(seconds))]
         return {"configuration": configuration}
 
     def output(self, to: str) -> dict[str, Any]:
         import torch
 
-        torch.save(self._run().clone(), to)
+        torch.save(self._compute().clone(), to)
         return {}
 
     def turn(self) -> dict[str, Any]:
-        list(_timed(self._run, 1, _SECONDS_TO_WARM_UP))
-        return {"seconds": list(_timed(self._run, _RUNS, _SECONDS_A_TURN))}
+        list(_timed(self._compute, 1, _SECONDS_TO_WARM_UP))
+        return {"runs": list(_timed(self._compute, _RUNS, _SECONDS_A_TURN))}
 
 
-def _timed(run: Callable[[], object], runs: int, seconds: float) -> Iterator[float]:
-    """Seconds of each run, of at least `runs` that take at least `seconds` together."""
+def _timed(compute: Callable[[], object], runs: int, seconds: float) -> Iterator[Run]:
+    """At least `runs` runs, which take at least `seconds` together."""
     began = time.perf_counter()
     while runs > 0 or time.perf_counter() - began < seconds:
+        switches = _preemptions()
         start = time.perf_counter()
-        run()
-        yield time.perf_counter() - start
+        compute()
+        end = time.perf_counter()
+        yield Run(end - start, _preemptions() > switches)
         runs -= 1
 
 
-def _fastest_run(run: Callable[[], object]) -> float:
-    run()
-    return min(_timed(run, _RUNS, _SECONDS_A_TRIAL))
+def _preemptions() -> int:
+    """How often the system has taken a core from a thread of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _fastest_run(compute: Callable[[], object]) -> float:
+    compute()
+    return min(run.seconds for run in _timed(compute, _RUNS, _SECONDS_A_TRIAL))
 
 
 def _serve(name: str, *cores: str) -> None:

@@ -64,7 +64,7 @@ void run_winograd(const FusedMBConvArgs& args, const Map<Storage>& in,
   const std::int64_t mid_columns = round_up(shape.mid_channels);
   const std::int64_t fitting = WinogradRoom<Scheme, Storage>::fitting_tiles(
       shape.in_channels, outputs * mid_columns * sizeof(E));
-  const std::int64_t at_once = tiles.at_once(fitting, args.num_threads);
+  const std::int64_t at_once = tiles.at_once(fitting, max_rows<E>, args.num_threads);
 
   struct Room {
     WinogradRoom<Scheme, Storage> winograd;

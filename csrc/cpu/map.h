@@ -141,24 +141,16 @@ template <class Storage, class E, class Sink>
 void multiply_into(const Operand<E>& a, std::int64_t rows, const Matrix<E>& weights,
                    std::int64_t begin, std::int64_t end, const Sums& sums, Activation activation,
                    const Sink& sink) {
-  // Sums over few rows of weights stay in L1; longer ones are added to several times, for many columns
-  // at once, so that a's blocks are read once for all of them.
-  const bool few = weights.blocks() <= 8;
-  const std::int64_t at_once = few ? panel : Sums::columns, stride = few ? panel : Sums::stride;
   with_activation<Storage>(activation, [&](const auto& activate) {
-    for (std::int64_t first = begin; first < end; first += at_once) {
-      const std::int64_t columns = least(at_once, end - first);
+    for (std::int64_t first = begin; first < end; first += Sums::columns) {
+      const std::int64_t columns = least(Sums::columns, end - first);
       multiply(rows, columns, weights.blocks(), a.elements, a.stride(), weights.panel_at(first),
-               weights.panel_size(), sums.elements, stride);
-      for (std::int64_t column = 0; column < columns; column += panel) {
-        const Vec bias0 = load(weights.bias + first + column);
-        const Vec bias1 = load(weights.bias + first + column + lanes);
-        for (std::int64_t row = 0; row < rows; ++row) {
-          const float* from = sums.elements + row * stride + column;
-          sink(row, first + column, activate(load(from) + bias0));
-          sink(row, first + column + lanes, activate(load(from + lanes) + bias1));
+               weights.panel_size(), sums.elements, Sums::stride);
+      for (std::int64_t row = 0; row < rows; ++row)
+        for (std::int64_t column = 0; column < columns; column += lanes) {
+          const Vec sum = load(sums.elements + row * Sums::stride + column);
+          sink(row, first + column, activate(sum + load(weights.bias + first + column)));
         }
-      }
     }
   });
 }

@@ -214,10 +214,11 @@ struct Tiles {
         across(quotient_up(width, Scheme::outputs)),
         count(in.batch * down * across) {}
 
-  // So many at once, at most `fitting`, that threads have the same number to do.
-  std::int64_t at_once(std::int64_t fitting, int num_threads) const {
-    const std::int64_t rounds = quotient_up(count, fitting * num_threads);
-    return most(quotient_up(count, rounds * num_threads), 1);
+  // So many at once, at most `fitting`, that every thread has some to do. They are the rows of products:
+  // whole tiles of these.
+  std::int64_t at_once(std::int64_t fitting, std::int64_t rows, int num_threads) const {
+    const std::int64_t shared = least(fitting, quotient_up(count, num_threads));
+    return shared < rows ? shared : shared / rows * rows;
   }
 };
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench.contest import Contest, Outcome, hold, interleaved
 from bench.contestants import OURS, Task
 from bench.plain import evaluate
-from bench.worker import WorkerError
+from bench.worker import Run, WorkerError
 
 
 class Actor:
@@ -51,9 +51,9 @@ class Actor:
         right = evaluate(self._task.module, self._task.inputs, torch.float64)
         return right * (1 + self._wrong_by)
 
-    def turn(self) -> list[float]:
+    def turn(self) -> list[Run]:
         self._played.append(self._name)
-        return [self._seconds] * 2
+        return [Run(self._seconds, False), Run(self._seconds, True)]
 
 
 @pytest.fixture
@@ -70,15 +70,19 @@ def test_turns_are_interleaved() -> None:
     played: list[str] = []
     steps: list[None] = []
 
-    def turn(name: str) -> list[float]:
+    def turn(name: str) -> list[Run]:
         played.append(name)
-        return [float(len(played))]
+        return [Run(float(len(played)), False)]
 
-    samples = interleaved(
+    runs = interleaved(
         {name: lambda name=name: turn(name) for name in "abc"}, 3, lambda: steps.append(None)
     )
     assert "".join(played) == "abcabcabc"
-    assert samples == {"a": [1, 4, 7], "b": [2, 5, 8], "c": [3, 6, 9]}
+    assert {name: [run.seconds for run in of] for name, of in runs.items()} == {
+        "a": [1, 4, 7],
+        "b": [2, 5, 8],
+        "c": [3, 6, 9],
+    }
     assert len(steps) == 3
 
 
@@ -93,7 +97,7 @@ def test_all_are_checked_and_timed_in_turn(task: Task) -> None:
         },
     )
     assert "".join(played) == "osf" * 3
-    assert contest.ours == Outcome("as o likes it", 0.0, [500.0] * 6, "")
+    assert contest.ours == Outcome("as o likes it", 0.0, [500.0] * 6, 0.5, "")
     assert contest.outcomes["slow"].error == pytest.approx(1e-3)
     assert contest.outcomes["slow"].median_ms == 4000
     assert contest.best_peer == "fast"
@@ -171,10 +175,11 @@ def test_json_has_none_for_what_is_missing() -> None:
         "configuration": "",
         "median_ms": None,
         "samples_ms": [],
+        "preempted": 0.0,
         "error": None,
         "failure": "no",
     }
-    contest = Contest({OURS: Outcome("c", 0.25, [1.0, 3.0])}, 0.5)
+    contest = Contest({OURS: Outcome("c", 0.25, [1.0, 3.0], 0.5)}, 0.5)
     assert contest.as_json() == {
         "allowed_error": 0.5,
         "best_peer": None,
@@ -184,6 +189,7 @@ def test_json_has_none_for_what_is_missing() -> None:
                 "configuration": "c",
                 "median_ms": 2.0,
                 "samples_ms": [1.0, 3.0],
+                "preempted": 0.5,
                 "error": 0.25,
                 "failure": "",
             }

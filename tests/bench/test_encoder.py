@@ -33,11 +33,15 @@ def run(tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ben
 
 
 def numbers(outcome: dict[str, Any]) -> None:
-    assert set(outcome) == {"configuration", "median_ms", "samples_ms", "error", "failure"}
+    assert set(outcome) == {
+        *("configuration", "error", "failure"),
+        *("median_ms", "samples_ms", "preempted"),
+    }
     assert outcome["failure"] == ""
     assert outcome["configuration"]
     assert outcome["median_ms"] > 0
     assert len(outcome["samples_ms"]) >= 3
+    assert 0 <= outcome["preempted"] <= 1
     assert 0 < outcome["error"] < 1e-4
 
 
@@ -80,7 +84,7 @@ def test_whole_and_blocks_are_shown_kept_and_compared(
 
     assert str(machine()) in out
     assert re.search(r"^ours \S+, eager \d", out, re.MULTILINE)
-    assert re.search(r"^  ours +\d.* - \d.* 1\.00 +\d\.\d\de-0\d +\d+ on \w+", out, re.MULTILINE)
+    assert re.search(r"^  ours +\d.* - \d.* 1\.00 +\d+ % +\d\.\d\de-0\d +\d+ on", out, re.MULTILINE)
     assert re.search(r"^best peer eager: ours is \d+\.\d\d times as fast$", out, re.MULTILINE)
     assert all(part["name"] in out for part in parts)
 

@@ -50,11 +50,12 @@ def lines(table: Table) -> list[str]:
 
 def test_contestants(result: dict[str, Any]) -> None:
     result["contestants"][OURS]["samples_ms"] = [14.0, 11.0, 9.0, 10.0, 8.0]
+    result["contestants"]["peer"]["preempted"] = 0.25
     result["contestants"]["absent"] = Outcome(failure="does not run").as_json()
     head, _, ours, peer, absent = lines(report.contestants_table(result))
-    assert head == "contestant median ms quartiles ms / ours error configuration"
-    assert ours == "ours 10.00 9.00 - 11.00 1.00 1.00e-06 c"
-    assert peer == "peer 25.00 25.00 - 25.00 2.50 2.00e-06 d"
+    assert head == "contestant median ms quartiles ms / ours preempted error configuration"
+    assert ours == "ours 10.00 9.00 - 11.00 1.00 0 % 1.00e-06 c"
+    assert peer == "peer 25.00 25.00 - 25.00 2.50 25 % 2.00e-06 d"
     assert absent == "absent does not run"
 
 
@@ -76,9 +77,19 @@ def test_blocks_more_than_five_per_cent_slower_are_marked(result: dict[str, Any]
 def test_blocks_without_times_say_why_and_are_not_summed(result: dict[str, Any]) -> None:
     result["blocks"] = [block("wrong", 1, None, None), block("alone", 1, 2.0, None)]
     result["blocks"][0]["share"] = None
-    _, _, wrong, alone = lines(report.blocks_table(result))
+    _, _, wrong, alone, total = lines(report.blocks_table(result))
     assert wrong == "wrong 1 error 2 exceeds 1"
     assert alone == "alone 1 2.00 25.0 %"
+    assert total == "all, one by one 2"
+
+
+@pytest.mark.parametrize("whose", [OURS, "peer"])
+def test_blocks_that_were_mostly_preempted_are_marked(result: dict[str, Any], whose: str) -> None:
+    result["blocks"][0]["contestants"][whose]["preempted"] = 0.5
+    result["blocks"][1]["contestants"][whose]["preempted"] = 0.6
+    _, _, first, second, _ = lines(report.blocks_table(result))
+    assert first.endswith(" peer")
+    assert second.endswith(" peer OURS IS SLOWER disturbed")
 
 
 def test_change_of_what_both_have(result: dict[str, Any]) -> None:

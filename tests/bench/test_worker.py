@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,18 @@ class Noisy(nn.Module):
         os.write(1, b"not an answer\n")
         print("nor this", flush=True)
         return 2 * x
+
+
+class Yielding(nn.Module):
+    """Lets a thread of its own take its core, twenty times in a row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rival = threading.Thread(target=lambda: [os.sched_yield() for _ in range(20)])
+        rival.start()
+        for _ in range(20):
+            os.sched_yield()
+        rival.join()
+        return x
 
 
 class Broken(nn.Module):
@@ -72,9 +85,9 @@ def test_it_computes_and_times_the_task(worker: Worker, tmp_path: Path) -> None:
     conv, inputs = nn.Conv2d(4, 8, 3), (torch.randn(2, 4, 9, 9),)
     assert worker.prepare(task(conv, tmp_path, inputs)) == "channels last"
     torch.testing.assert_close(worker.output(), evaluate(conv, inputs, torch.float32))
-    seconds = worker.turn()
-    assert len(seconds) >= 3
-    assert all(0 < value < 10 for value in seconds)
+    runs = worker.turn()
+    assert len(runs) >= 3
+    assert all(0 < run.seconds < 10 for run in runs)
 
 
 def test_it_is_pinned_and_kept_to_the_instruction_set(worker: Worker, tmp_path: Path) -> None:
@@ -86,6 +99,11 @@ def test_what_is_printed_is_no_answer(worker: Worker, tmp_path: Path) -> None:
     worker.prepare(task(Noisy(), tmp_path))
     assert worker.output().flatten().tolist() == [2, 2]
     assert worker.turn()
+
+
+def test_runs_in_which_the_core_was_taken_away_are_marked(worker: Worker, tmp_path: Path) -> None:
+    worker.prepare(task(Yielding(), tmp_path))
+    assert any(run.preempted for run in worker.turn())
 
 
 def test_an_error_is_one_line_and_the_next_task_runs(worker: Worker, tmp_path: Path) -> None:
