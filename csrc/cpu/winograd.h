@@ -245,11 +245,16 @@ void transform_tile(const Map<Storage>& in, const Tiles<Scheme>& tiles, std::int
       const std::int64_t pixel = (image * in.height + in_y) * in.width + in_x;
       sources[y][x] = inside ? in.x + pixel * in.channels : room.zeros;
     }
+  // What the tile to the right sees beside this: no processor foresees so many streams.
+  const std::int64_t ahead = outputs * Scheme::stride * in.channels;
   for (std::int64_t c = 0; c < in.channels; c += lanes) {
     Vec half[points][points];
 #pragma GCC unroll 8
     for (int x = 0; x < points; ++x) {
       Vec d[points], v[points];
+      if (x >= points - outputs * Scheme::stride)
+#pragma GCC unroll 8
+        for (int y = 0; y < points; ++y) __builtin_prefetch(sources[y][x] + ahead + c);
 #pragma GCC unroll 8
       for (int y = 0; y < points; ++y) d[y] = load(sources[y][x] + c);
       Scheme::input(d, v);
