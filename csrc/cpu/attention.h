@@ -95,7 +95,7 @@ void attend_directly(const Head& head, float eps, const Sink& sink) {
       Vec value = zero();
       for (std::int64_t m = 0; m < head.tokens; ++m)
         value = fma(broadcast(weights[m] / (total + eps)), load(head.v + m * head.width + e), value);
-      sink(n, e, value);
+      sink(n)(e, value);
     }
   }
 }
@@ -132,7 +132,7 @@ void attend(const Head& head, float eps, const Sink& sink) {
       }
       for (std::int64_t i = 0; i < count; ++i)
         for (int half = 0; half < 2; ++half)
-          sink(first + i, e + half * lanes, sums[i][half] * scale[i]);
+          sink(first + i)(e + half * lanes, sums[i][half] * scale[i]);
     }
   }
 }

@@ -64,9 +64,7 @@ void run_winograd(const ConvActArgs& args, const Map<Storage>& in, const Output<
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(memory + member * counted.bytes());
     const Room room(pieces, at_once, conv.in_channels);
-    const auto sink = [&](std::int64_t row, std::int64_t column, Vec value) {
-      if (room.pixels[row] >= 0) output.write(room.pixels[row], column, value);
-    };
+    const auto sink = [&](std::int64_t row) { return output.line(room.pixels[row]); };
     for_each(quotient_up(tiles.count, at_once), [&](std::int64_t task) {
       const std::int64_t first = task * at_once, count = least(at_once, tiles.count - first);
       convolve_tiles<Scheme>(in, weights, tiles, first, count, room, args.activation, sink);
@@ -104,8 +102,8 @@ void run_direct(const ConvActArgs& args, const Map<Storage>& in, const Output<St
       const std::int64_t group = task % conv.groups, first = task / conv.groups * at_once;
       const std::int64_t count = least(at_once, pixels - first);
       gather(in, conv, group, first, count, room.gathered);
-      const auto sink = [&](std::int64_t row, std::int64_t column, Vec value) {
-        output.write(first + row, group * group_columns + column, value, group_columns - column);
+      const auto sink = [&](std::int64_t row) {
+        return output.line(first + row, group * group_columns, group_columns);
       };
       multiply_into<Storage>(room.gathered, count, weights.group(group), 0, round_up(group_columns),
                              room.sums, args.activation, sink);
@@ -138,7 +136,7 @@ void run_depthwise(const ConvActArgs& args, const Map<Storage>& in, const Output
             value = fma(load(in.x + pixel * in.channels + c, in.channels - c), weight, value);
           }
           value = AnyActivation<Storage>{args.activation}(value);
-          output.write(line * width + x, c, value);
+          output.line(line * width + x)(c, value);
         }
     });
   });

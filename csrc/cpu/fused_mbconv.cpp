@@ -86,10 +86,7 @@ void run_winograd(const FusedMBConvArgs& args, const Map<Storage>& in,
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(memory + member * counted.bytes());
     const Room room(pieces, at_once, shape.in_channels, mid_columns);
-    const auto sink = [&](std::int64_t row, std::int64_t column, Vec value) {
-      const std::int64_t pixel = room.winograd.pixels[row];
-      if (pixel >= 0) output.write(pixel, column, value);
-    };
+    const auto sink = [&](std::int64_t row) { return output.line(room.winograd.pixels[row]); };
     for_each(quotient_up(tiles.count, at_once), [&](std::int64_t task) {
       const std::int64_t first = task * at_once, count = least(at_once, tiles.count - first);
       convolve_tiles<Scheme>(in, spatial, tiles, first, count, room.winograd, args.activation,
@@ -134,9 +131,7 @@ void run_direct(const FusedMBConvArgs& args, const Map<Storage>& in,
     const Room room(pieces, at_once, columns, mid_columns);
     for_each(quotient_up(pixels, at_once), [&](std::int64_t task) {
       const std::int64_t first = task * at_once, count = least(at_once, pixels - first);
-      const auto sink = [&](std::int64_t row, std::int64_t column, Vec value) {
-        output.write(first + row, column, value);
-      };
+      const auto sink = [&](std::int64_t row) { return output.line(first + row); };
       gather(in, conv, 0, first, count, room.gathered);
       multiply_into<Storage>(room.gathered, count, spatial, 0, mid_columns, room.sums,
                              args.activation, room.expanded);

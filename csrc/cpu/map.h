@@ -24,6 +24,10 @@ struct Map {
   std::int64_t pixels() const { return batch * height * width; }
 };
 
+// Kernels work on several pixels at once, whose rows are numbered from 0. What they compute goes to a
+// sink: sink(row) returns a function that is called with a column and a vector of values from that column
+// on. It holds all it needs by value, so that compilers keep it in registers.
+
 // Adds the residual and writes to the output map.
 template <class Storage>
 struct Output {
@@ -31,23 +35,25 @@ struct Output {
   const Storage* residual;  // null for none
   std::int64_t channels;
 
-  // Columns [column, column + count) of a pixel, at most as many as there are lanes; count may be
-  // negative.
-  EVSAM_INLINE void write(std::int64_t pixel, std::int64_t column, Vec value,
-                          std::int64_t count) const {
-    if (count <= 0) return;
-    const std::int64_t at = pixel * channels + column;
-    if (residual != nullptr) value += load(residual + at, count);
-    store(y + at, value, count);
-  }
+  struct Line {
+    Storage* y;
+    const Storage* residual;
+    std::int64_t count;
 
-  EVSAM_INLINE void write(std::int64_t pixel, std::int64_t column, Vec value) const {
-    write(pixel, column, value, channels - column);
+    EVSAM_INLINE void operator()(std::int64_t column, Vec value) const {
+      if (column >= count) return;
+      if (residual != nullptr) value += load(residual + column, count - column);
+      store(y + column, value, count - column);
+    }
+  };
+
+  // `count` channels of a pixel from `first` on; a pixel of -1 takes nothing.
+  EVSAM_INLINE Line line(std::int64_t pixel, std::int64_t first, std::int64_t count) const {
+    const std::int64_t at = pixel * channels + first;
+    return {y + at, residual == nullptr ? nullptr : residual + at, pixel < 0 ? 0 : count};
   }
+  EVSAM_INLINE Line line(std::int64_t pixel) const { return line(pixel, 0, channels); }
 };
-
-// Kernels work on several pixels at once, whose rows are numbered from 0. What they compute goes to a
-// sink, which is called with a row, a column and a vector of values from that column on.
 
 // Keeps the rows as the left operand of the next product.
 template <class E>
@@ -55,13 +61,20 @@ struct Operand {
   E* elements;
   std::int64_t rows;
 
+  struct Line {
+    E* elements;
+    std::int64_t stride;
+
+    EVSAM_INLINE void operator()(std::int64_t column, Vec value) const {
+      put(elements + column / block * stride + column % block, value);
+    }
+  };
+
   std::int64_t stride() const { return rows * block; }
   E* at(std::int64_t row, std::int64_t column) const {
     return elements + column / block * stride() + row * block + column % block;
   }
-  EVSAM_INLINE void operator()(std::int64_t row, std::int64_t column, Vec value) const {
-    put(at(row, column), value);
-  }
+  EVSAM_INLINE Line operator()(std::int64_t row) const { return {elements + row * block, stride()}; }
 };
 
 // Copies `count` elements, or zeros where `from` is null, to a row of an operand from a column on.
@@ -146,11 +159,16 @@ void multiply_into(const Operand<E>& a, std::int64_t rows, const Matrix<E>& weig
       const std::int64_t columns = least(Sums::columns, end - first);
       multiply(rows, columns, weights.blocks(), a.elements, a.stride(), weights.panel_at(first),
                weights.panel_size(), sums.elements, Sums::stride);
-      for (std::int64_t row = 0; row < rows; ++row)
-        for (std::int64_t column = 0; column < columns; column += lanes) {
-          const Vec sum = load(sums.elements + row * Sums::stride + column);
-          sink(row, first + column, activate(sum + load(weights.bias + first + column)));
+      const float* bias = weights.bias + first;
+      for (std::int64_t row = 0; row < rows; ++row) {
+        const auto line = sink(row);
+        const float* from = sums.elements + row * Sums::stride;
+        for (std::int64_t column = 0; column < columns; column += panel) {
+          line(first + column, activate(load(from + column) + load(bias + column)));
+          const std::int64_t next = column + lanes;
+          line(first + next, activate(load(from + next) + load(bias + next)));
         }
+      }
     }
   });
 }

@@ -126,9 +126,10 @@ void expand(const Plan<E>& plan, const Matrix<E>& weights, std::int64_t first, s
   const std::int64_t last = (least(stop, bottom) - top) * plan.width;
   for (std::int64_t row = (most(begin, top) - top) * plan.width; row < last; row += plan.rows) {
     const Operand<E> part{shared.input.elements + row * block, shared.input.rows};
-    const auto sink = [&](std::int64_t offset, std::int64_t column, Vec value) {
+    const auto sink = [&](std::int64_t offset) {
       const std::int64_t place = shared.places[row + offset] - base * plan.padded_width();
-      put(room.expanded + place * plan.chunk + column - first, value);
+      E* to = room.expanded + place * plan.chunk - first;
+      return [to](std::int64_t column, Vec value) { put(to + column, value); };
     };
     multiply_into<Storage>(part, least(plan.rows, last - row), weights, first, end, room.sums,
                            activation, sink);
@@ -196,11 +197,12 @@ void project(const SharedRoom<E>& shared, const Matrix<E>& weights, std::int64_t
            shared.filtered.stride(), weights.panel_at(begin) + first * panel, weights.panel_size(),
            sums, stride, first > 0);
   if (end < round_up(weights.rows)) return;
-  for (std::int64_t i = 0; i < count; ++i)
-    for (std::int64_t column = begin; column < stop; column += lanes) {
-      const Vec sum = load(sums + i * stride + column - begin);
-      output.write(first_pixel + row + i, column, sum + load(weights.bias + column));
-    }
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto line = output.line(first_pixel + row + i);
+    const float* from = sums + i * stride - begin;
+    for (std::int64_t column = begin; column < stop; column += lanes)
+      line(column, load(from + column) + load(weights.bias + column));
+  }
 }
 
 template <class Storage>

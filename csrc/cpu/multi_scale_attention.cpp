@@ -148,7 +148,7 @@ void aggregate(const MultiScaleAttentionArgs& args, const float* qkv,
   for (std::int64_t c = 0; c < columns; c += lanes)
     for (std::int64_t y = 0; y < args.height; ++y) {
       const auto sink = [&](std::int64_t x, Vec value) {
-        room.filtered(y * args.width + x, c, value);
+        room.filtered(y * args.width + x)(c, value);
       };
       const float* from = room.padded + y * width * columns + c;
       if (weights.depth.kernel == 5)
@@ -163,8 +163,11 @@ void aggregate(const MultiScaleAttentionArgs& args, const float* qkv,
     const Operand<float> rows{room.filtered.elements + row * block, room.filtered.rows};
     multiply_into<float>(rows, least(room.rows, room.filtered.rows - row), weights.point, 0,
                          least(head_width, columns), room.sums, Activation::none,
-                         [&](std::int64_t offset, std::int64_t column, Vec value) {
-                           store(to + (row + offset) * head_width + column, value);
+                         [&](std::int64_t offset) {
+                           float* line = to + (row + offset) * head_width;
+                           return [line](std::int64_t column, Vec value) {
+                             store(line + column, value);
+                           };
                          });
   }
 }
@@ -188,6 +191,8 @@ void run(const MultiScaleAttentionArgs& args) {
   Pieces shared_pieces(memory);
   const SharedRoom<E> shared(shared_pieces, args);
 
+  const Output<float> qkv{shared.qkv, nullptr, width};
+
   const std::int64_t row_tasks = quotient_up(pixels, OwnRoom<E>::rows);
   const std::int64_t operations = args.batch * pixels * shape.in_channels * width;
   parallel(args.num_threads, operations, [&](int member) {
@@ -205,11 +210,7 @@ void run(const MultiScaleAttentionArgs& args) {
         }
         multiply_into<Storage>(room.input, count, weights.qkv, 0, round_up(width), room.sums,
                                Activation::none,
-                               [&](std::int64_t i, std::int64_t column, Vec value) {
-                                 if (column < width)
-                                   store(shared.qkv + (row + i) * width + column, value,
-                                         width - column);
-                               });
+                               [&](std::int64_t i) { return qkv.line(row + i); });
       });
       // The scales that cost most come first, so that threads end together.
       for_each((1 + shape.scales) * shape.heads, [&](std::int64_t task) {
@@ -229,15 +230,16 @@ void run(const MultiScaleAttentionArgs& args) {
         }
         const std::int64_t first = (scale * shape.heads + index) * dim;
         attend(head, static_cast<float>(args.eps),
-               [&](std::int64_t token, std::int64_t column, Vec value) {
-                 float values[lanes];
-                 if (dim % lanes == 0) {
-                   if (column < dim) shared.attended(token, first + column, value);
-                   return;
-                 }
-                 store(values, value);
-                 for (std::int64_t i = 0; i < least(lanes, dim - column); ++i)
-                   copy(values + i, 1, shared.attended, token, first + column + i);
+               [&](std::int64_t token) {
+                 return [&, token](std::int64_t column, Vec value) {
+                   // Vectors of other heads' lengths do not lie within one block.
+                   if (dim % lanes == 0 && column < dim)
+                     return shared.attended(token)(first + column, value);
+                   float values[lanes];
+                   store(values, value);
+                   for (std::int64_t i = 0; i < least(lanes, dim - column); ++i)
+                     copy(values + i, 1, shared.attended, token, first + column + i);
+                 };
                });
       });
       const std::int64_t columns = (1 + shape.scales) * shape.heads * dim;
@@ -248,8 +250,8 @@ void run(const MultiScaleAttentionArgs& args) {
         const Operand<E> rows{shared.attended.elements + row * block, shared.attended.rows};
         multiply_into<Storage>(rows, count, weights.proj, 0, round_up(shape.out_channels), room.sums,
                                Activation::none,
-                               [&](std::int64_t i, std::int64_t column, Vec value) {
-                                 output.write(image * pixels + row + i, column, value);
+                               [&](std::int64_t i) {
+                                 return output.line(image * pixels + row + i);
                                });
       });
     }

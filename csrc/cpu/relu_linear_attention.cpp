@@ -31,15 +31,13 @@ void run(const ReluLinearAttentionArgs& args) {
                          (image * tokens * heads + index) * 3 * dim;
       for (std::int64_t n = 0; n < tokens; ++n, from += heads * 3 * dim)
         for (std::int64_t d = 0; d < head.width; d += lanes) {
-          const std::int64_t at = n * head.width + d, count = dim - d;
+          const std::int64_t at = n * head.width + d, count = most(dim - d, 0);
           store(head.q + at, load(from + d, count));
           store(head.k + at, load(from + dim + d, count));
           store(head.v + at, load(from + 2 * dim + d, count));
         }
       attend(head, static_cast<float>(args.eps),
-             [&](std::int64_t token, std::int64_t column, Vec value) {
-               output.write(image * tokens + token, index * dim + column, value, dim - column);
-             });
+             [&](std::int64_t token) { return output.line(image * tokens + token, index * dim, dim); });
     });
   });
 }

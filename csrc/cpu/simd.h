@@ -185,10 +185,14 @@ EVSAM_INLINE void store(Float16* to, Vec v) {
 #endif
 }
 
-// The first `count` elements, at most as many as there are lanes, and zeros.
+// The first `count` elements, or a whole vector where `count` is larger; zeros in the other lanes.
 template <class Storage>
 EVSAM_INLINE Vec load(const Storage* from, std::int64_t count) {
   if (count >= lanes) return load(from);
+#if defined(__AVX512F__)
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(Storage) == 4) return _mm512_maskz_loadu_ps(mask, from);
+#endif
   Storage room[lanes] = {};
   for (std::int64_t i = 0; i < count; ++i) room[i] = from[i];
   return load(room);
@@ -197,6 +201,10 @@ EVSAM_INLINE Vec load(const Storage* from, std::int64_t count) {
 template <class Storage>
 EVSAM_INLINE void store(Storage* to, Vec v, std::int64_t count) {
   if (count >= lanes) return store(to, v);
+#if defined(__AVX512F__)
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(Storage) == 4) return _mm512_mask_storeu_ps(to, mask, v);
+#endif
   Storage room[lanes];
   store(room, v);
   for (std::int64_t i = 0; i < count; ++i) to[i] = room[i];

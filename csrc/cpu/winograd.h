@@ -296,7 +296,7 @@ void finish_tile(const WinogradRoom<Scheme, Storage>& room, std::int64_t slot, s
       Scheme::output(half[y], line);
 #pragma GCC unroll 8
       for (int x = 0; x < outputs; ++x)
-        sink((slot * outputs + y) * outputs + x, column, activate(line[x] + offset));
+        sink((slot * outputs + y) * outputs + x)(column, activate(line[x] + offset));
     }
   }
 }
