@@ -20,7 +20,13 @@ def _frozen(tensor: Tensor | None) -> nn.Parameter | None: ...
 
 
 def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
-    return None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
+    if tensor is None:
+        return None
+    # Made in inference mode, a tensor would not tell when it is changed, and kernels could not keep
+    # what they make of it.
+    with torch.inference_mode(False):
+        own = tensor.clone() if tensor.is_inference() else tensor.detach()
+        return nn.Parameter(own, requires_grad=False)
 
 
 class FoldedBlock(nn.Module):

@@ -224,7 +224,7 @@ def _multi_scale_attention(
     scales: tuple[int, ...] = (5,),
     size: tuple[int, int] = (7, 9),
     batch: int = 2,
-    bias: bool = False,
+    bias: tuple[bool, bool] = (False, False),
     scale_bias: bool = False,
     residual: bool = True,
     eps: float = 1e-15,
@@ -237,7 +237,7 @@ def _multi_scale_attention(
     return {
         "x": draw.map((batch, in_channels, *size), kind) * magnitude,
         "qkv_weight": draw.weight(width, in_channels, 1, 1, gain=gain),
-        "qkv_bias": _optional(bias, lambda: draw.normal(width) * magnitude),
+        "qkv_bias": _optional(bias[0], lambda: draw.normal(width) * magnitude),
         "depth_weights": [draw.weight(width, 1, kernel, kernel) for kernel in scales],
         "depth_biases": [draw.normal(width) * magnitude for _ in scales] if scale_bias else [],
         "group_weights": [draw.weight(width, head_dim, 1, 1) for _ in scales],
@@ -245,7 +245,7 @@ def _multi_scale_attention(
         "proj_weight": draw.weight(
             out_channels, heads * head_dim * (1 + len(scales)), 1, 1, gain=1 / gain
         ),
-        "proj_bias": _optional(bias, lambda: draw.normal(out_channels) * magnitude),
+        "proj_bias": _optional(bias[1], lambda: draw.normal(out_channels) * magnitude),
         "residual": _optional(residual, lambda: draw.map((batch, out_channels, *size)) * magnitude),
         "head_dim": head_dim,
         "eps": eps,
@@ -375,6 +375,8 @@ _SETTINGS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
             "one channel": {"channels": (1, 1), "batch": 1},
             "one row": {"size": (1, 13)},
             "odd channels": {"channels": (13, 5), "activation": "gelu"},
+            "32 channels, odd size": {"channels": (32, 40), "residual": True},
+            "32 channels, stride 2, odd size": {"channels": (32, 40), "size": (13, 7), "stride": 2},
         },
         {
             "L0 stem": {"channels": (3, 32), "size": (64, 64), "stride": 2, "activation": "gelu"},
@@ -411,6 +413,12 @@ _SETTINGS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
             "one pixel": {"size": (1, 1)},
             "one channel": {"channels": (1, 1, 1), "batch": 1},
             "odd channels": {"channels": (13, 27, 5)},
+            "32 channels, odd size": {"channels": (32, 72, 32), "residual": True},
+            "32 channels, stride 2, odd size": {
+                "channels": (32, 72, 40),
+                "size": (13, 7),
+                "stride": 2,
+            },
         },
         {
             "L0 stage 1, strided": {"channels": (32, 512, 64), "size": (32, 32), "stride": 2},
@@ -497,8 +505,9 @@ _SETTINGS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
             "scale 3": {"scales": (3,)},
             "scales 3 and 5": {"scales": (3, 5)},
             "no further scale": {"scales": ()},
-            "biases": {"bias": True, "scale_bias": True, "scales": (3, 5)},
-            "outer biases only": {"bias": True},
+            "biases": {"bias": (True, True), "scale_bias": True, "scales": (3, 5)},
+            "outer biases only": {"bias": (True, True)},
+            "bias of the projection only": {"bias": (False, True)},
             "no residual": {"residual": False},
             "head dim 8": {"head_dim": 8, "heads": 3},
             "head dim 32": {"head_dim": 32},

@@ -69,9 +69,11 @@ def _problem(module: str, imported: str) -> str | None:
         return None
     if BACKEND_FILE.fullmatch(module) and BACKEND_FILE.fullmatch(imported):
         return "backend files do not import each other"
+    if imported == f"{PACKAGE}.ops.native":
+        return None if module.endswith(".cpu") else "ops.native serves the C++ launchers"
     if imported == NATIVE:
-        allowed = room_of(module) in ("backends", "cli") or module.endswith(".cpu")
-        return None if allowed else "only backends, the C++ launchers and cli import the extension"
+        allowed = room_of(module) in ("backends", "cli") or module == f"{PACKAGE}.ops.native"
+        return None if allowed else "only backends, ops.native and cli import the extension"
     here, there = room_of(module), room_of(imported)
     if here in (None, "__main__"):
         return None

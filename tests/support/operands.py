@@ -59,7 +59,7 @@ SMALL = [
             "head_dim": 4,
             "scales": (3, 5),
             "size": (2, 3),
-            "bias": True,
+            "bias": (True, True),
             "scale_bias": True,
             "eps": 0.1,
         },
