@@ -1,8 +1,9 @@
 // Convolution with everything that follows it in one pass over the output.
 //
 // Layout: NHWC, so that a pixel's channels are the row of a matrix product.
-// Tile: a 3x3 convolution with stride 1 or 2 of enough channels goes through winograd.h, any other
-// through direct.h; one with a channel per group is a sum over taps in registers.
+// Tile: a 3x3 convolution with stride 1 or 2 of enough channels goes through winograd.h, one of few
+// channels through narrow.h, any other through direct.h; one with a channel per group is a sum over
+// taps in registers.
 // On chip: the transformed or gathered pixels of a tile, and the sums until bias, activation and residual
 // are applied. Main memory: x once (the rows between two tiles twice), weights once per tile from L3,
 // residual and y once.
@@ -13,6 +14,7 @@
 #include "depthwise.h"
 #include "direct.h"
 #include "map.h"
+#include "narrow.h"
 #include "parallel.h"
 #include "scratch.h"
 #include "winograd.h"
@@ -31,12 +33,15 @@ std::int64_t pack(const ConvActWeights& from, void* packed) {
   if (is_depthwise(conv)) {
     const DepthwiseWeights weights(pieces, conv.in_channels, conv.kernel);
     if (packed != nullptr) weights.pack<Storage>(from.weight, from.bias);
+  } else if (is_narrow(conv)) {
+    const NarrowWeights<Storage> weights(pieces, conv);
+    if (packed != nullptr) weights.pack(from.weight, from.bias);
   } else if (has_winograd(conv) && conv.stride == 1) {
     const WinogradWeights<UnitStride<Storage>, Storage> weights(pieces, conv.in_channels,
                                                                 conv.out_channels);
     if (packed != nullptr) weights.pack(from.weight, from.bias);
   } else if (has_winograd(conv)) {
-    const WinogradWeights<ThreeStridedOutputs, Storage> weights(pieces, conv.in_channels,
+    const WinogradWeights<StridedOutputs, Storage> weights(pieces, conv.in_channels,
                                                                 conv.out_channels);
     if (packed != nullptr) weights.pack(from.weight, from.bias);
   } else {
@@ -52,8 +57,7 @@ void run_winograd(const ConvActArgs& args, const Map<Storage>& in, const Output<
   using Room = WinogradRoom<Scheme, Storage>;
   const ConvShape& conv = args.conv;
   const Tiles<Scheme> tiles(in);
-  const std::int64_t fitting = Room::fitting_tiles(conv.in_channels, 0);
-  const std::int64_t at_once = tiles.at_once(fitting, max_rows<Element<Storage>>, args.num_threads);
+  const std::int64_t at_once = tiles.at_once(max_rows<Element<Storage>>, args.num_threads);
   Pieces counted;
   const Room one(counted, at_once, conv.in_channels);
   char* memory = scratch(args.num_threads * counted.bytes());
@@ -112,6 +116,28 @@ void run_direct(const ConvActArgs& args, const Map<Storage>& in, const Output<St
 }
 
 template <class Storage>
+void run_narrow(const ConvActArgs& args, const Map<Storage>& in, const Output<Storage>& output) {
+  const ConvShape& conv = args.conv;
+  Pieces packed = pieces_of(args.packed);
+  const NarrowWeights<Storage> weights(packed, conv);
+  Pieces counted;
+  const NarrowRoom one(counted, conv, in.width);
+  char* memory = scratch(args.num_threads * counted.bytes());
+  const std::int64_t height = size_after(in.height, conv.stride);
+  const std::int64_t width = size_after(in.width, conv.stride);
+  const std::int64_t lines = in.batch * height;
+  const std::int64_t operations = lines * width * weights.matrix.rows * conv.out_channels;
+  parallel(args.num_threads, operations, [&](int member) {
+    Pieces pieces(memory + member * counted.bytes());
+    const NarrowRoom room(pieces, conv, in.width);
+    for_each(lines, [&](std::int64_t line) {
+      convolve_line(in, line / height, line % height, weights, room, args.activation,
+                    [&](std::int64_t x) { return output.line(line * width + x); });
+    });
+  });
+}
+
+template <class Storage>
 void run_depthwise(const ConvActArgs& args, const Map<Storage>& in, const Output<Storage>& output) {
   const ConvShape& conv = args.conv;
   Pieces packed = pieces_of(args.packed);
@@ -151,9 +177,10 @@ void run(const ConvActArgs& args) {
                                static_cast<const Storage*>(args.residual), conv.out_channels};
   if (in.batch == 0) return;
   if (is_depthwise(conv)) return run_depthwise(args, in, output);
+  if (is_narrow(conv)) return run_narrow(args, in, output);
   if (!has_winograd(conv)) return run_direct(args, in, output);
   if (conv.stride == 1) return run_winograd<UnitStride<Storage>>(args, in, output);
-  return run_winograd<ThreeStridedOutputs>(args, in, output);
+  return run_winograd<StridedOutputs>(args, in, output);
 }
 
 }  // namespace

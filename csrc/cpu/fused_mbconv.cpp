@@ -50,7 +50,7 @@ std::int64_t pack_direct(const FusedMBConvWeights& from, void* packed) {
 template <class Storage>
 std::int64_t pack(const FusedMBConvWeights& from, void* packed) {
   if (!has_winograd(spatial_shape(from.shape))) return pack_direct<Storage>(from, packed);
-  if (from.shape.stride == 2) return pack_winograd<ThreeStridedOutputs, Storage>(from, packed);
+  if (from.shape.stride == 2) return pack_winograd<StridedOutputs, Storage>(from, packed);
   return pack_winograd<UnitStride<Storage>, Storage>(from, packed);
 }
 
@@ -62,9 +62,7 @@ void run_winograd(const FusedMBConvArgs& args, const Map<Storage>& in,
   const Tiles<Scheme> tiles(in);
   constexpr std::int64_t outputs = Scheme::outputs * Scheme::outputs;
   const std::int64_t mid_columns = round_up(shape.mid_channels);
-  const std::int64_t fitting = WinogradRoom<Scheme, Storage>::fitting_tiles(
-      shape.in_channels, outputs * mid_columns * sizeof(E));
-  const std::int64_t at_once = tiles.at_once(fitting, max_rows<E>, args.num_threads);
+  const std::int64_t at_once = tiles.at_once(max_rows<E>, args.num_threads);
 
   struct Room {
     WinogradRoom<Scheme, Storage> winograd;
@@ -150,7 +148,7 @@ void run(const FusedMBConvArgs& args) {
                                static_cast<const Storage*>(args.residual), shape.out_channels};
   if (in.batch == 0) return;
   if (!has_winograd(spatial_shape(shape))) return run_direct(args, in, output);
-  if (shape.stride == 2) return run_winograd<ThreeStridedOutputs>(args, in, output);
+  if (shape.stride == 2) return run_winograd<StridedOutputs>(args, in, output);
   return run_winograd<UnitStride<Storage>>(args, in, output);
 }
 

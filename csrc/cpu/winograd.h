@@ -5,8 +5,9 @@
 // transformed alike, which is one product of matrices per point over many tiles and all channels, and
 // transformed back (output). Transforms in two dimensions are those in one, applied to rows and columns.
 //
-// Of several tiles the transformed map stays in L2; weights stream past it, some columns at a time, whose
-// products are transformed back at once. Weights are transformed in double when they are packed.
+// Of several tiles (a scheme's `tiles`; fewer load weights too often, more leave L2) the transformed map
+// stays in L2; weights stream past it, some columns at a time, whose products are transformed back at
+// once. Weights are transformed in double when they are packed.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,7 @@ namespace {
 // whose float32 error is half of that with the usual 0, +-1, +-2: the powers of the points and their
 // inverses are balanced. 4 multiplications an output become 1.5 * 1.5 = 2.25 of 9.
 struct FourOutputs {
-  static constexpr int points = 6, outputs = 4, stride = 1;
+  static constexpr int points = 6, outputs = 4, stride = 1, tiles = 14;
   static constexpr float a = 0.707106781f, b = 1.41421356f;
 
   static int kernel_of(int point) { return point; }
@@ -64,7 +65,7 @@ struct FourOutputs {
 // Two outputs of a 3-tap filter from 4 products, with the points 0, +-1 and infinity: transforms of
 // sums and differences alone, for operands of few bits.
 struct TwoOutputs {
-  static constexpr int points = 4, outputs = 2, stride = 1;
+  static constexpr int points = 4, outputs = 2, stride = 1, tiles = 42;
 
   static int kernel_of(int point) { return point; }
   static constexpr int kernels = 4;
@@ -86,35 +87,43 @@ struct TwoOutputs {
   }
 };
 
-// Three outputs of a 3-tap filter with stride 2 from 7 products. The outer taps see every other element:
-// three outputs of a 2-tap filter from 4 products with the points 0, +-1 and infinity. The middle tap
-// sees the elements between and is applied to each.
-struct ThreeStridedOutputs {
-  static constexpr int points = 7, outputs = 3, stride = 2;
+// Four outputs of a 3-tap filter with stride 2 from 9 products. The outer taps see every other element:
+// four outputs of a 2-tap filter from 5 products with the points +-1/2, +-3/2 and infinity. The middle
+// tap sees the elements between and is applied to each.
+struct StridedOutputs {
+  static constexpr int points = 9, outputs = 4, stride = 2, tiles = 14;
+  static constexpr float p = 0.5f, q = 1.5f;
 
-  static int kernel_of(int point) { return point < 4 ? point : 4; }
-  static constexpr int kernels = 5;
+  static int kernel_of(int point) { return point < 5 ? point : 5; }
+  static constexpr int kernels = 6;
   static double kernel(int index, int tap) {
-    constexpr double rows[kernels][3] = {
-        {1, 0, 0}, {0.5, 0, 0.5}, {0.5, 0, -0.5}, {0, 0, 1}, {0, 1, 0}};
+    constexpr double rows[kernels][3] = {{-0.5, 0, -0.25},      {0.5, 0, -0.25}, {1.0 / 6, 0, 0.25},
+                                         {-1.0 / 6, 0, 0.25}, {0, 0, 1},       {0, 1, 0}};
     return rows[index][tap];
   }
 
   EVSAM_INLINE static void input(const Vec (&d)[points], Vec (&v)[points]) {
-    v[0] = d[0] - d[4];
-    v[1] = d[2] + d[4];
-    v[2] = d[4] - d[2];
-    v[3] = d[6] - d[2];
-    v[4] = d[1];
-    v[5] = d[3];
-    v[6] = d[5];
+    const Vec pp = broadcast(p * p), qq = broadcast(q * q);
+    const Vec odd_p = fnma(qq, d[2], d[6]), even_p = fnma(qq, d[0], d[4]);
+    v[0] = fma(broadcast(p), even_p, odd_p);
+    v[1] = fnma(broadcast(p), even_p, odd_p);
+    const Vec odd_q = fnma(pp, d[2], d[6]), even_q = fnma(pp, d[0], d[4]);
+    v[2] = fma(broadcast(q), even_q, odd_q);
+    v[3] = fnma(broadcast(q), even_q, odd_q);
+    v[4] = fma(broadcast(p * p * q * q), d[0], fnma(broadcast(p * p + q * q), d[4], d[8]));
+    v[5] = d[1];
+    v[6] = d[3];
+    v[7] = d[5];
+    v[8] = d[7];
   }
 
   EVSAM_INLINE static void output(const Vec (&m)[points], Vec (&y)[outputs]) {
-    const Vec sum = m[1] + m[2];
-    y[0] = m[0] + sum + m[4];
-    y[1] = m[1] - m[2] + m[5];
-    y[2] = m[3] + sum + m[6];
+    const Vec even_p = m[0] + m[1], odd_p = m[0] - m[1];
+    const Vec even_q = m[2] + m[3], odd_q = m[2] - m[3];
+    y[0] = even_p + even_q + m[5];
+    y[1] = fma(broadcast(p), odd_p, fma(broadcast(q), odd_q, m[6]));
+    y[2] = fma(broadcast(p * p), even_p, fma(broadcast(q * q), even_q, m[7]));
+    y[3] = fma(broadcast(p * p * p), odd_p, fma(broadcast(q * q * q), odd_q, m[4] + m[8]));
   }
 };
 
@@ -190,13 +199,6 @@ struct WinogradRoom {
         products(pieces.take<float>(points * product_stride)),
         pixels(pieces.take<std::int64_t>(tiles * outputs)),
         zeros(pieces.take<Storage>(in_channels)) {}
-
-  // Tiles for which this, and `more` bytes a tile, stay in L2.
-  static std::int64_t fitting_tiles(std::int64_t in_channels, std::int64_t more) {
-    constexpr std::int64_t bytes = 1 << 20;
-    const std::int64_t tile = points * (round_up(in_channels) * sizeof(E) + columns_at_once * 4);
-    return most(bytes / (tile + more), 1);
-  }
 };
 
 // The tiles of the output of all images.
@@ -214,10 +216,10 @@ struct Tiles {
         across(quotient_up(width, Scheme::outputs)),
         count(in.batch * down * across) {}
 
-  // So many at once, at most `fitting`, that every thread has some to do. They are the rows of products:
-  // whole tiles of these.
-  std::int64_t at_once(std::int64_t fitting, std::int64_t rows, int num_threads) const {
-    const std::int64_t shared = least(fitting, quotient_up(count, num_threads));
+  // So many at once that every thread has some to do. They are the rows of products whose tiles have
+  // `rows`.
+  std::int64_t at_once(std::int64_t rows, int num_threads) const {
+    const std::int64_t shared = least(Scheme::tiles, quotient_up(count, num_threads));
     return shared < rows ? shared : shared / rows * rows;
   }
 };
@@ -249,24 +251,24 @@ void transform_tile(const Map<Storage>& in, const Tiles<Scheme>& tiles, std::int
   const std::int64_t ahead = outputs * Scheme::stride * in.channels;
   for (std::int64_t c = 0; c < in.channels; c += lanes) {
     Vec half[points][points];
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int x = 0; x < points; ++x) {
       Vec d[points], v[points];
       if (x >= points - outputs * Scheme::stride)
-#pragma GCC unroll 8
+#pragma GCC unroll 9
         for (int y = 0; y < points; ++y) __builtin_prefetch(sources[y][x] + ahead + c);
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int y = 0; y < points; ++y) d[y] = load(sources[y][x] + c);
       Scheme::input(d, v);
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int y = 0; y < points; ++y) half[y][x] = v[y];
     }
     auto* to = room.transformed + c / block * slots * block + slot * block + c % block;
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int y = 0; y < points; ++y) {
       Vec v[points];
       Scheme::input(half[y], v);
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int x = 0; x < points; ++x) put(to + (y * points + x) * room.transformed_stride, v[x]);
     }
   }
@@ -280,21 +282,21 @@ void finish_tile(const WinogradRoom<Scheme, Storage>& room, std::int64_t slot, s
   for (std::int64_t column = first; column < end; column += lanes) {
     const float* from = room.products + slot * columns_at_once + column - first;
     Vec half[outputs][points];
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int x = 0; x < points; ++x) {
       Vec m[points], y[outputs];
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int i = 0; i < points; ++i) m[i] = load(from + (i * points + x) * room.product_stride);
       Scheme::output(m, y);
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int i = 0; i < outputs; ++i) half[i][x] = y[i];
     }
     const Vec offset = load(bias + column);
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int y = 0; y < outputs; ++y) {
       Vec line[outputs];
       Scheme::output(half[y], line);
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int x = 0; x < outputs; ++x)
         sink((slot * outputs + y) * outputs + x)(column, activate(line[x] + offset));
     }
