@@ -15,15 +15,12 @@ constexpr bool coarse<BFloat16> = true;
 
 // x / (1 + 2^t), which is x times the logistic function of -t ln 2.
 //
-// 2^t is 2^n p(t - n) with n = round(t): adding 1.5 * 2^23 rounds t and leaves n in the low bits of
-// the sum, from where it is added to the exponent of p. p is the polynomial of least relative error
-// on [-1/2, 1/2]: 2e-9 at degree 6, 7.5e-5 at degree 3.
+// 2^t is 2^n p(t - n) with n = round(t) and p the polynomial of least relative error on [-1/2, 1/2]:
+// 2e-9 at degree 6, 7.5e-5 at degree 3.
 template <class Storage>
 EVSAM_INLINE Vec over_one_plus_power(Vec x, Vec t) {
   t = larger(smaller(t, broadcast(126)), broadcast(-126));
-  const Vec rounder = broadcast(12582912);
-  const Vec shifted = t + rounder;
-  const Vec f = t - (shifted - rounder);
+  const Vec f = above_nearest(t);
   Vec p;
   if constexpr (coarse<Storage>) {
     p = fma(f, broadcast(0.055171668f), broadcast(0.242611122f));
@@ -37,8 +34,7 @@ EVSAM_INLINE Vec over_one_plus_power(Vec x, Vec t) {
     p = fma(p, f, broadcast(6.93147206e-1f));
     p = fma(p, f, broadcast(1));
   }
-  const Vec power = (Vec)((Bits)p + ((Bits)shifted << 23));
-  const Vec d = power + 1;
+  const Vec d = scaled(p, t - f) + 1;
   return x * (coarse<Storage> ? coarse_reciprocal(d) : reciprocal(d));
 }
 

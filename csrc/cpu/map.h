@@ -139,14 +139,17 @@ void pack_pointwise(const void* from, const void* bias, const Matrix<E>& to) {
        [&](std::int64_t k, std::int64_t n) { return wide(weight[n * to.rows + k]); });
 }
 
-// Room for the sums of one product.
+// Room for the sums of one product, of so many columns at once that its left operand is read once for all
+// of them.
 struct Sums {
   static constexpr std::int64_t columns = 256;
-  static constexpr std::int64_t stride = columns + 16;  // keeps rows off the same places in L1
 
-  float* elements;  // [rows][stride]
+  float* elements;  // [rows][stride(columns)]
 
-  Sums(Pieces& pieces, std::int64_t rows) : elements(pieces.take<float>(rows * stride)) {}
+  Sums(Pieces& pieces, std::int64_t rows) : elements(pieces.take<float>(rows * stride(columns))) {}
+
+  // A cache line more keeps rows off the same places in L1.
+  static constexpr std::int64_t stride(std::int64_t columns) { return columns + 16; }
 };
 
 // Columns [begin, end) of activation(a * weights + bias), into the sink.
@@ -154,15 +157,16 @@ template <class Storage, class E, class Sink>
 void multiply_into(const Operand<E>& a, std::int64_t rows, const Matrix<E>& weights,
                    std::int64_t begin, std::int64_t end, const Sums& sums, Activation activation,
                    const Sink& sink) {
+  const std::int64_t at_once = least(Sums::columns, end - begin), stride = Sums::stride(at_once);
   with_activation<Storage>(activation, [&](const auto& activate) {
-    for (std::int64_t first = begin; first < end; first += Sums::columns) {
-      const std::int64_t columns = least(Sums::columns, end - first);
+    for (std::int64_t first = begin; first < end; first += at_once) {
+      const std::int64_t columns = least(at_once, end - first);
       multiply(rows, columns, weights.blocks(), a.elements, a.stride(), weights.panel_at(first),
-               weights.panel_size(), sums.elements, Sums::stride);
+               weights.panel_size(), sums.elements, stride);
       const float* bias = weights.bias + first;
       for (std::int64_t row = 0; row < rows; ++row) {
         const auto line = sink(row);
-        const float* from = sums.elements + row * Sums::stride;
+        const float* from = sums.elements + row * stride;
         for (std::int64_t column = 0; column < columns; column += panel) {
           line(first + column, activate(load(from + column) + load(bias + column)));
           const std::int64_t next = column + lanes;

@@ -192,7 +192,7 @@ void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, cons
               std::int64_t a_stride, const E* b, std::int64_t b_stride, float* c,
               std::int64_t c_stride, bool accumulate = false) {
   // So many that this much of a panel stays in L1 while the tiles pass over it.
-  constexpr std::int64_t blocks_at_once = 8;
+  constexpr std::int64_t blocks_at_once = 16;
   const std::int64_t tiles = quotient_up(rows, max_rows<E>);
   for (std::int64_t first = 0; first < blocks; first += blocks_at_once) {
     const std::int64_t count = least(blocks_at_once, blocks - first);

@@ -49,7 +49,7 @@ template <class E>
 struct Plan {
   static constexpr std::int64_t chunk = 2 * block;  // hidden channels of a task
   static constexpr std::int64_t rows = 5 * max_rows<E>;            // of a product of the expansion
-  static constexpr std::int64_t most_point_rows = 126;             // of a product of the projection
+  static constexpr std::int64_t most_point_rows = 140;             // of a product of the projection
   std::int64_t height, width;          // of the input
   std::int64_t out_height, out_width;  // of the output
   std::int64_t kernel, stride, padding;
@@ -72,9 +72,9 @@ struct Plan {
     const std::int64_t fitting = l3 / (pixels() * size) / chunk * chunk;
     group = least(most(fitting, args.num_threads * chunk), hidden);
     const std::int64_t column_tasks = quotient_up(args.shape.out_channels, Sums::columns);
-    const std::int64_t row_tasks = quotient_up(2 * args.num_threads, column_tasks);
-    const std::int64_t shared = quotient_up(quotient_up(pixels(), row_tasks), max_rows<E>);
-    point_rows = least(shared * max_rows<E>, most_point_rows);
+    const std::int64_t row_tasks = most(quotient_up(2 * args.num_threads, column_tasks),
+                                        quotient_up(pixels(), most_point_rows));
+    point_rows = quotient_up(quotient_up(pixels(), row_tasks), max_rows<E>) * max_rows<E>;
   }
 
   std::int64_t padded_width() const { return width + 2 * padding; }
@@ -97,7 +97,7 @@ struct SharedRoom {
         places(pieces.take<std::int64_t>(plan.height * plan.width)),
         filtered{pieces.take<E>(plan.pixels() * plan.group), plan.pixels()},
         sums(nullptr),
-        sums_stride(round_up(shape.out_channels) + 16) {
+        sums_stride(Sums::stride(round_up(shape.out_channels))) {
     if (plan.group < shape.mid_channels) sums = pieces.take<float>(plan.pixels() * sums_stride);
   }
 };
@@ -191,7 +191,7 @@ void project(const SharedRoom<E>& shared, const Matrix<E>& weights, std::int64_t
              std::int64_t stop, const Sums& own, std::int64_t first_pixel,
              const Output<Storage>& output) {
   const bool several = shared.sums != nullptr;
-  const std::int64_t stride = several ? shared.sums_stride : Sums::stride;
+  const std::int64_t stride = several ? shared.sums_stride : Sums::stride(Sums::columns);
   float* sums = several ? shared.sums + row * stride + begin : own.elements;
   multiply(count, stop - begin, (end - first) / block, shared.filtered.elements + row * block,
            shared.filtered.stride(), weights.panel_at(begin) + first * panel, weights.panel_size(),

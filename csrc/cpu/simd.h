@@ -120,6 +120,26 @@ EVSAM_INLINE Vec coarse_reciprocal(Vec v) {
 #endif
 }
 
+// What t is above the nearest integer, at most a half either way.
+EVSAM_INLINE Vec above_nearest(Vec t) {
+#if defined(__AVX512DQ__)
+  return _mm512_reduce_ps(t, 0);
+#else
+  const Vec rounder = broadcast(12582912);  // 1.5 * 2^23: sums with it have no fraction
+  return t - (t + rounder - rounder);
+#endif
+}
+
+// v times 2^n for integers n in [-126, 126], v from a half to 2.
+EVSAM_INLINE Vec scaled(Vec v, Vec n) {
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(v, n);
+#else
+  // The low bits of the sum are n, from where it is added to the exponent.
+  return (Vec)((Bits)v + ((Bits)(n + 12582912) << 23));
+#endif
+}
+
 EVSAM_INLINE float sum(Vec v) {
   float total = 0;
   for (int lane = 0; lane < lanes; ++lane) total += v[lane];
