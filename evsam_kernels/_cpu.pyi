@@ -15,3 +15,156 @@ def layer_norm_2d(
     dtype: str,
     num_threads: int,
 ) -> None: ...
+
+class ConvActPacked:
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+
+class FusedMBConvPacked:
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+
+class MBConvPacked:
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+
+class MultiScaleAttentionPacked:
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+
+def pack_conv_act(
+    *,
+    weight: int,
+    bias: int | None,
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    groups: int,
+    dtype: str,
+) -> ConvActPacked: ...
+def conv_act(
+    *,
+    packed: ConvActPacked,
+    x: int,
+    y: int,
+    residual: int | None,
+    batch: int,
+    height: int,
+    width: int,
+    activation: str | None,
+    num_threads: int,
+) -> None: ...
+def pack_fused_mbconv(
+    *,
+    spatial_weight: int,
+    spatial_bias: int | None,
+    point_weight: int,
+    point_bias: int | None,
+    in_channels: int,
+    mid_channels: int,
+    out_channels: int,
+    kernel: int,
+    stride: int,
+    dtype: str,
+) -> FusedMBConvPacked: ...
+def fused_mbconv(
+    *,
+    packed: FusedMBConvPacked,
+    x: int,
+    y: int,
+    residual: int | None,
+    batch: int,
+    height: int,
+    width: int,
+    activation: str | None,
+    num_threads: int,
+) -> None: ...
+def pack_mbconv(
+    *,
+    expand_weight: int,
+    expand_bias: int | None,
+    depth_weight: int,
+    depth_bias: int | None,
+    point_weight: int,
+    point_bias: int | None,
+    in_channels: int,
+    mid_channels: int,
+    out_channels: int,
+    kernel: int,
+    stride: int,
+    dtype: str,
+) -> MBConvPacked: ...
+def mbconv(
+    *,
+    packed: MBConvPacked,
+    x: int,
+    y: int,
+    residual: int | None,
+    batch: int,
+    height: int,
+    width: int,
+    activation: str | None,
+    num_threads: int,
+) -> None: ...
+def pack_multi_scale_attention(
+    *,
+    qkv_weight: int,
+    qkv_bias: int | None,
+    depth_weights: list[int],
+    depth_biases: list[int],
+    group_weights: list[int],
+    group_biases: list[int],
+    proj_weight: int,
+    proj_bias: int | None,
+    in_channels: int,
+    heads: int,
+    head_dim: int,
+    out_channels: int,
+    kernels: list[int],
+    dtype: str,
+) -> MultiScaleAttentionPacked: ...
+def multi_scale_attention(
+    *,
+    packed: MultiScaleAttentionPacked,
+    x: int,
+    y: int,
+    residual: int | None,
+    batch: int,
+    height: int,
+    width: int,
+    eps: float,
+    num_threads: int,
+) -> None: ...
+def relu_linear_attention(
+    *,
+    qkv: int,
+    y: int,
+    batch: int,
+    tokens: int,
+    heads: int,
+    head_dim: int,
+    eps: float,
+    dtype: str,
+    num_threads: int,
+) -> None: ...
+def upsample_add(
+    *,
+    maps: list[tuple[int, int, int]],
+    y: int,
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    dtype: str,
+    num_threads: int,
+) -> None: ...

@@ -41,7 +41,7 @@ std::int64_t pack(const ConvActWeights& from, void* packed) {
                                                                 conv.out_channels);
     if (packed != nullptr) weights.pack(from.weight, from.bias);
   } else if (has_winograd(conv)) {
-    const WinogradWeights<StridedOutputs, Storage> weights(pieces, conv.in_channels,
+    const WinogradWeights<Strided, Storage> weights(pieces, conv.in_channels,
                                                                 conv.out_channels);
     if (packed != nullptr) weights.pack(from.weight, from.bias);
   } else {
@@ -180,7 +180,7 @@ void run(const ConvActArgs& args) {
   if (is_narrow(conv)) return run_narrow(args, in, output);
   if (!has_winograd(conv)) return run_direct(args, in, output);
   if (conv.stride == 1) return run_winograd<UnitStride<Storage>>(args, in, output);
-  return run_winograd<StridedOutputs>(args, in, output);
+  return run_winograd<Strided>(args, in, output);
 }
 
 }  // namespace

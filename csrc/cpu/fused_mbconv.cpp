@@ -50,7 +50,7 @@ std::int64_t pack_direct(const FusedMBConvWeights& from, void* packed) {
 template <class Storage>
 std::int64_t pack(const FusedMBConvWeights& from, void* packed) {
   if (!has_winograd(spatial_shape(from.shape))) return pack_direct<Storage>(from, packed);
-  if (from.shape.stride == 2) return pack_winograd<StridedOutputs, Storage>(from, packed);
+  if (from.shape.stride == 2) return pack_winograd<Strided, Storage>(from, packed);
   return pack_winograd<UnitStride<Storage>, Storage>(from, packed);
 }
 
@@ -148,7 +148,7 @@ void run(const FusedMBConvArgs& args) {
                                static_cast<const Storage*>(args.residual), shape.out_channels};
   if (in.batch == 0) return;
   if (!has_winograd(spatial_shape(shape))) return run_direct(args, in, output);
-  if (shape.stride == 2) return run_winograd<StridedOutputs>(args, in, output);
+  if (shape.stride == 2) return run_winograd<Strided>(args, in, output);
   return run_winograd<UnitStride<Storage>>(args, in, output);
 }
 

@@ -20,50 +20,48 @@
 namespace evsam::EVSAM_ISA {
 namespace {
 
-// Four outputs of a 3-tap filter from 6 products, with the points 0, +-sqrt(1/2), +-sqrt(2) and infinity,
-// whose float32 error is half of that with the usual 0, +-1, +-2: the powers of the points and their
-// inverses are balanced. 4 multiplications an output become 1.5 * 1.5 = 2.25 of 9.
-struct FourOutputs {
-  static constexpr int points = 6, outputs = 4, stride = 1, tiles = 14;
-  static constexpr float a = 0.707106781f, b = 1.41421356f;
+// Three outputs of a 3-tap filter from 5 products, with the points +-3/8, +-5/4 and infinity: 25 / 9 = 2.8
+// multiplications an output in place of 9. Rounding errors are half of those of four outputs, which take
+// 2.25 and leave the error budget of float32 with the best points there are. These points were searched
+// for.
+struct ThreeOutputs {
+  static constexpr int points = 5, outputs = 3, stride = 1, tiles = 21;
+  static constexpr double p = 0.375, q = 1.25;
 
   static int kernel_of(int point) { return point; }
-  static constexpr int kernels = 6;
+  static constexpr int kernels = 5;
   static double kernel(int point, int tap) {
-    constexpr double a = 0.70710678118654752, b = 1.4142135623730951;
-    constexpr double rows[kernels][3] = {{1, 0, 0},
-                                         {-2.0 / 3, -2.0 / 3 * a, -2.0 / 3 * a * a},
-                                         {-2.0 / 3, 2.0 / 3 * a, -2.0 / 3 * a * a},
-                                         {1.0 / 6, b / 6, b * b / 6},
-                                         {1.0 / 6, -b / 6, b * b / 6},
+    constexpr double in_p = 1 / (2 * p * (p * p - q * q)), in_q = 1 / (2 * q * (q * q - p * p));
+    constexpr double rows[kernels][3] = {{in_p, in_p * p, in_p * p * p},
+                                         {-in_p, in_p * p, -in_p * p * p},
+                                         {in_q, in_q * q, in_q * q * q},
+                                         {-in_q, in_q * q, -in_q * q * q},
                                          {0, 0, 1}};
     return rows[point][tap];
   }
 
   EVSAM_INLINE static void input(const Vec (&d)[points], Vec (&v)[points]) {
-    const Vec two = broadcast(2), half = broadcast(0.5f), sum = broadcast(2.5f);
-    v[0] = fnma(sum, d[2], d[0] + d[4]);
-    const Vec even_a = fnma(two, d[2], d[4]), odd_a = fnma(two, d[1], d[3]);
-    v[1] = fma(broadcast(a), odd_a, even_a);
-    v[2] = fnma(broadcast(a), odd_a, even_a);
-    const Vec even_b = fnma(half, d[2], d[4]), odd_b = fnma(half, d[1], d[3]);
-    v[3] = fma(broadcast(b), odd_b, even_b);
-    v[4] = fnma(broadcast(b), odd_b, even_b);
-    v[5] = fnma(sum, d[3], d[1] + d[5]);
+    const Vec pp = broadcast(p * p), qq = broadcast(q * q);
+    const Vec odd_p = fnma(qq, d[1], d[3]), even_p = fnma(qq, d[0], d[2]);
+    v[0] = fma(broadcast(p), even_p, odd_p);
+    v[1] = fnma(broadcast(p), even_p, odd_p);
+    const Vec odd_q = fnma(pp, d[1], d[3]), even_q = fnma(pp, d[0], d[2]);
+    v[2] = fma(broadcast(q), even_q, odd_q);
+    v[3] = fnma(broadcast(q), even_q, odd_q);
+    v[4] = fma(broadcast(p * p * q * q), d[0], fnma(broadcast(p * p + q * q), d[2], d[4]));
   }
 
   EVSAM_INLINE static void output(const Vec (&m)[points], Vec (&y)[outputs]) {
-    const Vec even_a = m[1] + m[2], odd_a = m[1] - m[2];
-    const Vec even_b = m[3] + m[4], odd_b = m[3] - m[4];
-    y[0] = m[0] + even_a + even_b;
-    y[1] = fma(broadcast(a), odd_a, broadcast(b) * odd_b);
-    y[2] = fma(broadcast(0.5f), even_a, broadcast(2) * even_b);
-    y[3] = fma(broadcast(a / 2), odd_a, fma(broadcast(2 * b), odd_b, m[5]));
+    const Vec even_p = m[0] + m[1], odd_p = m[0] - m[1];
+    const Vec even_q = m[2] + m[3], odd_q = m[2] - m[3];
+    y[0] = even_p + even_q;
+    y[1] = fma(broadcast(p), odd_p, broadcast(q) * odd_q);
+    y[2] = fma(broadcast(p * p), even_p, fma(broadcast(q * q), even_q, m[4]));
   }
 };
 
-// Two outputs of a 3-tap filter from 4 products, with the points 0, +-1 and infinity: transforms of
-// sums and differences alone, for operands of few bits.
+// Two outputs of a 3-tap filter from 4 products, with the points 0, +-1 and infinity: 4 multiplications
+// an output, and two thirds of the rounding errors, for operands of few bits.
 struct TwoOutputs {
   static constexpr int points = 4, outputs = 2, stride = 1, tiles = 42;
 
@@ -87,49 +85,41 @@ struct TwoOutputs {
   }
 };
 
-// Four outputs of a 3-tap filter with stride 2 from 9 products. The outer taps see every other element:
-// four outputs of a 2-tap filter from 5 products with the points +-1/2, +-3/2 and infinity. The middle
-// tap sees the elements between and is applied to each.
-struct StridedOutputs {
-  static constexpr int points = 9, outputs = 4, stride = 2, tiles = 14;
-  static constexpr float p = 0.5f, q = 1.5f;
+// Three outputs of a 3-tap filter with stride 2 from 7 products. The outer taps see every other element:
+// three outputs of a 2-tap filter from 4 products with the points 0, +-1 and infinity. The middle tap
+// sees the elements between and is applied to each.
+struct Strided {
+  static constexpr int points = 7, outputs = 3, stride = 2, tiles = 28;
 
-  static int kernel_of(int point) { return point < 5 ? point : 5; }
-  static constexpr int kernels = 6;
+  static int kernel_of(int point) { return point < 4 ? point : 4; }
+  static constexpr int kernels = 5;
   static double kernel(int index, int tap) {
-    constexpr double rows[kernels][3] = {{-0.5, 0, -0.25},      {0.5, 0, -0.25}, {1.0 / 6, 0, 0.25},
-                                         {-1.0 / 6, 0, 0.25}, {0, 0, 1},       {0, 1, 0}};
+    constexpr double rows[kernels][3] = {
+        {1, 0, 0}, {0.5, 0, 0.5}, {0.5, 0, -0.5}, {0, 0, 1}, {0, 1, 0}};
     return rows[index][tap];
   }
 
   EVSAM_INLINE static void input(const Vec (&d)[points], Vec (&v)[points]) {
-    const Vec pp = broadcast(p * p), qq = broadcast(q * q);
-    const Vec odd_p = fnma(qq, d[2], d[6]), even_p = fnma(qq, d[0], d[4]);
-    v[0] = fma(broadcast(p), even_p, odd_p);
-    v[1] = fnma(broadcast(p), even_p, odd_p);
-    const Vec odd_q = fnma(pp, d[2], d[6]), even_q = fnma(pp, d[0], d[4]);
-    v[2] = fma(broadcast(q), even_q, odd_q);
-    v[3] = fnma(broadcast(q), even_q, odd_q);
-    v[4] = fma(broadcast(p * p * q * q), d[0], fnma(broadcast(p * p + q * q), d[4], d[8]));
-    v[5] = d[1];
-    v[6] = d[3];
-    v[7] = d[5];
-    v[8] = d[7];
+    v[0] = d[0] - d[4];
+    v[1] = d[2] + d[4];
+    v[2] = d[4] - d[2];
+    v[3] = d[6] - d[2];
+    v[4] = d[1];
+    v[5] = d[3];
+    v[6] = d[5];
   }
 
   EVSAM_INLINE static void output(const Vec (&m)[points], Vec (&y)[outputs]) {
-    const Vec even_p = m[0] + m[1], odd_p = m[0] - m[1];
-    const Vec even_q = m[2] + m[3], odd_q = m[2] - m[3];
-    y[0] = even_p + even_q + m[5];
-    y[1] = fma(broadcast(p), odd_p, fma(broadcast(q), odd_q, m[6]));
-    y[2] = fma(broadcast(p * p), even_p, fma(broadcast(q * q), even_q, m[7]));
-    y[3] = fma(broadcast(p * p * p), odd_p, fma(broadcast(q * q * q), odd_q, m[4] + m[8]));
+    const Vec sum = m[1] + m[2];
+    y[0] = m[0] + sum + m[4];
+    y[1] = m[1] - m[2] + m[5];
+    y[2] = m[3] + sum + m[6];
   }
 };
 
 // The transform with stride 1 for tensors stored as Storage.
 template <class Storage>
-using UnitStride = Choice<sizeof(Element<Storage>) == 2, TwoOutputs, FourOutputs>;
+using UnitStride = Choice<sizeof(Element<Storage>) == 2, TwoOutputs, ThreeOutputs>;
 
 inline bool has_winograd(const ConvShape& conv) {
   return conv.kernel == 3 && conv.stride <= 2 && conv.dilation == 1 && conv.groups == 1 &&
@@ -251,24 +241,24 @@ void transform_tile(const Map<Storage>& in, const Tiles<Scheme>& tiles, std::int
   const std::int64_t ahead = outputs * Scheme::stride * in.channels;
   for (std::int64_t c = 0; c < in.channels; c += lanes) {
     Vec half[points][points];
-#pragma GCC unroll 9
+#pragma GCC unroll 8
     for (int x = 0; x < points; ++x) {
       Vec d[points], v[points];
       if (x >= points - outputs * Scheme::stride)
-#pragma GCC unroll 9
+#pragma GCC unroll 8
         for (int y = 0; y < points; ++y) __builtin_prefetch(sources[y][x] + ahead + c);
-#pragma GCC unroll 9
+#pragma GCC unroll 8
       for (int y = 0; y < points; ++y) d[y] = load(sources[y][x] + c);
       Scheme::input(d, v);
-#pragma GCC unroll 9
+#pragma GCC unroll 8
       for (int y = 0; y < points; ++y) half[y][x] = v[y];
     }
     auto* to = room.transformed + c / block * slots * block + slot * block + c % block;
-#pragma GCC unroll 9
+#pragma GCC unroll 8
     for (int y = 0; y < points; ++y) {
       Vec v[points];
       Scheme::input(half[y], v);
-#pragma GCC unroll 9
+#pragma GCC unroll 8
       for (int x = 0; x < points; ++x) put(to + (y * points + x) * room.transformed_stride, v[x]);
     }
   }
@@ -282,21 +272,21 @@ void finish_tile(const WinogradRoom<Scheme, Storage>& room, std::int64_t slot, s
   for (std::int64_t column = first; column < end; column += lanes) {
     const float* from = room.products + slot * columns_at_once + column - first;
     Vec half[outputs][points];
-#pragma GCC unroll 9
+#pragma GCC unroll 8
     for (int x = 0; x < points; ++x) {
       Vec m[points], y[outputs];
-#pragma GCC unroll 9
+#pragma GCC unroll 8
       for (int i = 0; i < points; ++i) m[i] = load(from + (i * points + x) * room.product_stride);
       Scheme::output(m, y);
-#pragma GCC unroll 9
+#pragma GCC unroll 8
       for (int i = 0; i < outputs; ++i) half[i][x] = y[i];
     }
     const Vec offset = load(bias + column);
-#pragma GCC unroll 9
+#pragma GCC unroll 8
     for (int y = 0; y < outputs; ++y) {
       Vec line[outputs];
       Scheme::output(half[y], line);
-#pragma GCC unroll 9
+#pragma GCC unroll 8
       for (int x = 0; x < outputs; ++x)
         sink((slot * outputs + y) * outputs + x)(column, activate(line[x] + offset));
     }

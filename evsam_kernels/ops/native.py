@@ -35,7 +35,9 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def check_inputs(op: str, accepted: Sequence[torch.dtype], x: Tensor, *others: Tensor | None) -> None:
+def check_inputs(
+    op: str, accepted: Sequence[torch.dtype], x: Tensor, *others: Tensor | None
+) -> None:
     """Check dtype and device of a launcher's tensors.
 
     Raises:

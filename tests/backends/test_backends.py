@@ -50,7 +50,9 @@ def test_auto_prefers_a_kernel_and_falls_to_the_reference(monkeypatch):
         backends.BACKENDS, "cpu", backends.Backend("cpu", "C++", ("cpu",), lambda: None)
     )
     monkeypatch.setattr(
-        registry, "has_kernel", lambda op, backend, dtype=None: backend == "reference" or op == "mbconv"
+        registry,
+        "has_kernel",
+        lambda op, backend, dtype=None: backend == "reference" or op == "mbconv",
     )
     assert registry.chosen_backend("mbconv", "auto", "cpu", torch.float32) == "cpu"
     assert registry.chosen_backend("conv_act", "auto", "cpu", torch.float32) == "reference"
@@ -61,8 +63,12 @@ def test_named_backend_without_a_kernel_says_who_has_one(monkeypatch):
     monkeypatch.setitem(
         backends.BACKENDS, "cpu", backends.Backend("cpu", "C++", ("cpu",), lambda: None)
     )
-    monkeypatch.setattr(registry, "has_kernel", lambda op, backend, dtype=None: backend == "reference")
-    with pytest.raises(BackendUnavailableError, match="no kernel for conv_act at torch.float32; it runs on ref"):
+    monkeypatch.setattr(
+        registry, "has_kernel", lambda op, backend, dtype=None: backend == "reference"
+    )
+    with pytest.raises(
+        BackendUnavailableError, match="no kernel for conv_act at torch.float32; it runs on ref"
+    ):
         registry.chosen_backend("conv_act", "cpu", "cpu", torch.float32)
 
 

@@ -110,7 +110,8 @@ def multi_scale_attention(
 
     Figure 2 of EfficientViT (arXiv 2205.14756) after folding BatchNorm. Differentiable in every
     tensor argument. Computes at the dtype of `x` whatever autocast says; what lies between is
-    float32 (float64 for float64).
+    float32 (float64 for float64); kernels may round the operands of the first and the last product
+    to bfloat16 where `x` is that.
 
     Args:
         x: `[B, C_in, H, W]`, float16, bfloat16, float32 or float64; any strides.

@@ -69,7 +69,9 @@ def multi_scale_attention(
         *of_scales: Tensor,
     ) -> Any:
         remaining = iter([tensor.data_ptr() for tensor in of_scales])
-        depths, depth_biases_, groups, group_biases_ = ([next(remaining) for _ in ws] for ws in lists)
+        depths, depth_biases_, groups, group_biases_ = (
+            [next(remaining) for _ in ws] for ws in lists
+        )
         return native().pack_multi_scale_attention(
             qkv_weight=address(qkv_weight),
             qkv_bias=address(qkv_bias),

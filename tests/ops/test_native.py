@@ -1,0 +1,311 @@
+"""The C++ kernels of all operations: every instruction set, threads, packed weights, memory."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import resource
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+import evsam_kernels as ek
+from evsam_kernels import ops
+from evsam_kernels.backends import build_info
+from evsam_kernels.numerics.budget import assert_within_budget, call
+from evsam_kernels.numerics.cases import CASES
+from evsam_kernels.numerics.validation import Step, validate
+from evsam_kernels.ops import native
+from evsam_kernels.ops.registry import OPERATIONS
+
+_cpu = pytest.importorskip("evsam_kernels._cpu", reason=str(build_info.read()))
+
+OTHER_ISAS = [isa for isa in _cpu.available_isas() if isa != _cpu.isa()]
+"""That in use is what all other tests run with."""
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _cpu.isa()
+    _cpu.use_isa(request.param)
+    yield request.param
+    _cpu.use_isa(before)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("isa", OTHER_ISAS, indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_every_instruction_set_keeps_the_budget(isa, op, dtype):
+    # Gradients are the formula's, whatever the instruction set.
+    steps = [Step(replace(case, quick=False), dtype, ("cpu",)) for case in CASES[op]]
+    failed = [str(row) for rows in validate(steps) for row in rows if not row.passed]
+    assert not failed, "\n".join(failed)
+
+
+# A layer per way of computing: transforms, narrow, laid out, depthwise; lines and groups of mbconv.
+LAYERS = [
+    *(("conv_act", f"L0 residual block, {which}") for which in ("first", "second")),
+    ("conv_act", "L0 stem"),
+    ("conv_act", "stride 3, 5x5"),
+    ("conv_act", "depthwise 5x5"),
+    ("fused_mbconv", "L0 stage 1, strided"),
+    ("fused_mbconv", "L0 stage 1"),
+    ("fused_mbconv", "5x5"),
+    ("mbconv", "L0 stage 3"),
+    ("mbconv", "XL0 stage 5, strided"),
+    ("relu_linear_attention", "L0 stage 4"),
+    ("multi_scale_attention", "L0 stage 4"),
+    ("upsample_add", "L0 neck"),
+]
+
+
+def layer(op: str, name: str, dtype: torch.dtype = torch.float32):
+    return next(case for case in CASES[op] if case.name == name).operands(dtype)
+
+
+@pytest.mark.parametrize(("op", "name"), LAYERS)
+def test_the_number_of_threads_changes_nothing(op, name, threads):
+    operands = layer(op, name)
+    results = []
+    for count in (1, 2, 3, 7, 2):
+        torch.set_num_threads(count)
+        results.append(call(op, operands, "cpu"))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize(("op", "name"), LAYERS)
+def test_a_batch_is_its_images(op, name):
+    operands = layer(op, name)
+    twice = {
+        key: torch.cat([value, value.flip(0)])
+        if isinstance(value, torch.Tensor) and key in ("x", "qkv", "residual")
+        else [torch.cat([x, x.flip(0)]) for x in value]
+        if key == "maps"
+        else value
+        for key, value in operands.items()
+    }
+    once, both = call(op, operands, "cpu"), call(op, twice, "cpu")
+    assert torch.equal(both, torch.cat([once, once.flip(0)]))
+
+
+WEIGHT = {
+    "conv_act": "weight",
+    "fused_mbconv": "point_weight",
+    "mbconv": "depth_weight",
+    "multi_scale_attention": "proj_bias",
+}
+"""One of the weights that are packed."""
+
+SETTINGS = {"multi_scale_attention": "biases"}
+
+
+def operands_of(op: str):
+    return layer(op, SETTINGS.get(op, "activation gelu"))
+
+
+@pytest.mark.parametrize("op", WEIGHT)
+def test_weights_are_packed_once(op, monkeypatch):
+    count = 0
+    pack = getattr(_cpu, f"pack_{op}")
+
+    def counting(**arguments):
+        nonlocal count
+        count += 1
+        return pack(**arguments)
+
+    monkeypatch.setattr(_cpu, f"pack_{op}", counting)
+    operands = operands_of(op)
+    for _ in range(3):
+        call(op, operands, "cpu")
+    assert count == 1
+
+
+@pytest.mark.parametrize("op", WEIGHT)
+@pytest.mark.parametrize("change", ["in place", "data", "optimizer", "load_state_dict"])
+def test_changed_weights_are_packed_again(op, change):
+    operands = operands_of(op)
+    name = WEIGHT[op]
+    parameter = operands[name] = torch.nn.Parameter(operands[name])
+    with torch.no_grad():
+        call(op, operands, "cpu")
+        if change == "in place":
+            parameter.mul_(2)
+        elif change == "data":
+            parameter.data = parameter.data * 2
+        elif change == "optimizer":
+            parameter.grad = -parameter.detach()
+            torch.optim.SGD([parameter], lr=1).step()
+        else:
+            holder = torch.nn.Module()
+            holder.weight = parameter
+            holder.load_state_dict({"weight": parameter.detach() * 2})
+        assert_within_budget(op, operands, "cpu")
+
+
+@pytest.mark.parametrize("op", WEIGHT)
+def test_another_bias_in_the_same_place_is_packed_again(op):
+    """Memory that was freed is used again, by a tensor of the same version."""
+    operands = operands_of(op)
+    bias = next(key for key in operands if key.endswith("bias"))
+    for seed in range(4):
+        torch.manual_seed(seed)
+        operands[bias] = torch.randn_like(operands[bias])
+        assert_within_budget(op, operands, "cpu")
+
+
+def test_settings_are_part_of_what_is_packed():
+    x, weight = torch.randn(1, 32, 8, 8), torch.randn(32, 32, 3, 3)
+    for stride in (1, 2, 1, 3):
+        operands = {"x": x, "weight": weight, "stride": stride, "activation": None}
+        operands |= {"bias": None, "residual": None, "dilation": 1, "groups": 1}
+        assert_within_budget("conv_act", operands, "cpu")
+
+
+def test_packed_weights_go_with_the_weight():
+    weight = torch.randn(8, 8, 1, 1)
+    ops.conv_act(torch.randn(1, 8, 4, 4), weight, backend="cpu")
+    assert weight in native._packed
+    before, gone = len(native._packed), weakref.ref(weight)
+    del weight
+    gc.collect()
+    assert gone() is None
+    assert len(native._packed) == before - 1
+
+
+def test_weights_made_in_inference_mode_are_never_stale():
+    with torch.inference_mode():
+        x, weight = torch.randn(1, 8, 4, 4), torch.randn(8, 8, 1, 1)
+        once = ops.conv_act(x, weight, backend="cpu")
+        weight.mul_(2)
+        torch.testing.assert_close(ops.conv_act(x, weight, backend="cpu"), 2 * once)
+
+
+def test_modules_fused_in_inference_mode_are_packed_once(monkeypatch):
+    count = 0
+    pack = _cpu.pack_conv_act
+
+    def counting(**arguments):
+        nonlocal count
+        count += 1
+        return pack(**arguments)
+
+    monkeypatch.setattr(_cpu, "pack_conv_act", counting)
+    with torch.inference_mode():
+        fused = ek.fuse(ek.nn.ConvLayer(8, 8).eval(), backend="cpu")
+        for _ in range(3):
+            fused(torch.randn(1, 8, 4, 4))
+    assert count == 1
+
+
+def test_a_copy_of_a_module_has_weights_of_its_own():
+    fused = ek.fuse(ek.nn.ConvLayer(8, 8, act_func=None).eval(), backend="cpu")
+    x = torch.randn(1, 8, 4, 4)
+    once = fused(x)
+    other = copy.deepcopy(fused)
+    with torch.no_grad():
+        other.weight.mul_(2)
+        other.bias.mul_(2)
+    torch.testing.assert_close(other(x), 2 * once)
+    assert torch.equal(fused(x), once)
+
+
+def test_weights_for_another_instruction_set_are_refused():
+    if not OTHER_ISAS:
+        pytest.skip("one instruction set runs here")
+    weight = torch.randn(8, 8, 1, 1)
+    sizes = {"in_channels": 8, "out_channels": 8, "kernel": 1, "stride": 1}
+    packed = _cpu.pack_conv_act(
+        weight=weight.data_ptr(), bias=None, dilation=1, groups=1, dtype="float32", **sizes
+    )
+    assert packed.isa == _cpu.isa()
+    assert packed.nbytes >= weight.nbytes
+    x = torch.zeros(8)
+    y = torch.zeros(8)
+    before = _cpu.isa()
+    _cpu.use_isa(OTHER_ISAS[0])
+    try:
+        with pytest.raises(ValueError, match=f"packed for {before} cannot be used with"):
+            _cpu.conv_act(
+                packed=packed,
+                x=x.data_ptr(),
+                y=y.data_ptr(),
+                residual=None,
+                batch=1,
+                height=1,
+                width=1,
+                activation=None,
+                num_threads=1,
+            )
+    finally:
+        _cpu.use_isa(before)
+
+
+REFUSED = [
+    ("pack_conv_act", {"in_channels": 0}, "in_channels must be at least 1, got 0"),
+    ("pack_conv_act", {"kernel": 2}, "kernel must be odd and at least 1, got 2"),
+    ("pack_conv_act", {"groups": 3}, "groups must divide"),
+    ("pack_conv_act", {"dtype": "float64"}, "dtype must be float16, bfloat16 or float32"),
+    ("pack_conv_act", {"weight": 0}, "weight must be the address"),
+    ("pack_conv_act", {"weight": 2}, "weight must be aligned to its element size"),
+    ("pack_conv_act", {"in_channels": 2**40, "out_channels": 2**40}, "more elements than memory"),
+    ("conv_act", {"batch": -1}, "batch must be at least 0, got -1"),
+    ("conv_act", {"height": 0}, "height must be at least 1, got 0"),
+    ("conv_act", {"height": 2**40, "width": 2**40}, "more elements than memory"),
+    ("conv_act", {"num_threads": 0}, "num_threads must be at least 1, got 0"),
+    ("conv_act", {"activation": "tanh"}, "activation must be None, relu, .* got 'tanh'"),
+    ("conv_act", {"y": 0}, "y must be the address"),
+]
+
+
+@pytest.mark.parametrize(("function", "wrong", "message"), REFUSED)
+def test_wrong_sizes_are_refused_before_the_kernel(function, wrong, message):
+    tensor = torch.zeros(8)
+    weights = {
+        "weight": tensor.data_ptr(),
+        "bias": None,
+        "in_channels": 2,
+        "out_channels": 2,
+        "kernel": 1,
+        "stride": 1,
+        "dilation": 1,
+        "groups": 1,
+        "dtype": "float32",
+    }
+    arguments = weights
+    if function == "conv_act":
+        arguments = {
+            "packed": _cpu.pack_conv_act(**weights),
+            "x": tensor.data_ptr(),
+            "y": tensor.data_ptr(),
+            "residual": None,
+            "batch": 1,
+            "height": 1,
+            "width": 1,
+            "activation": None,
+            "num_threads": 1,
+        }
+    with pytest.raises(ValueError, match=message):
+        getattr(_cpu, function)(**{**arguments, **wrong})
+
+
+@pytest.mark.parametrize(("op", "name"), LAYERS)
+def test_memory_does_not_grow(op, name):
+    operands = layer(op, name)
+    for _ in range(5):
+        call(op, operands, "cpu")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(20):
+        call(op, operands, "cpu")
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 4096, f"{grown} KiB"
