@@ -266,11 +266,11 @@ def test_operation_runs_this_kernel() -> None:
 
 
 def test_rejects_tensors_it_cannot_read() -> None:
-    with pytest.raises(TypeError, match=r"x must be one of .*torch.float16.*got torch.int32"):
+    with pytest.raises(TypeError, match=r"takes torch.float16, .*got torch.int32"):
         layer_norm_2d(torch.zeros(1, 2, 3, 3, dtype=torch.int32))
-    with pytest.raises(ValueError, match="x must be on the CPU, got meta"):
+    with pytest.raises(ValueError, match="takes tensors on the CPU, got one on meta"):
         layer_norm_2d(torch.zeros(1, 2, 3, 3, device="meta"))
-    with pytest.raises(ValueError, match="bias must be on the CPU, got meta"):
+    with pytest.raises(ValueError, match="takes tensors on the CPU, got one on meta"):
         layer_norm_2d(torch.zeros(1, 2, 3, 3), None, torch.zeros(2, device="meta"))
 
 
@@ -285,7 +285,7 @@ def test_rejects_tensors_it_cannot_read() -> None:
         ({"y": -8}, "y must be the address of a tensor's elements, got -8"),
         ({"weight": 0}, "weight must be the address"),
         ({"bias": 4097}, "bias must be aligned to its element size, got 4097"),
-        ({"rows": 2**62, "channels": 2**62}, "more than memory can hold"),
+        ({"rows": 2**62, "channels": 2**62}, "more elements than memory can hold"),
     ],
 )
 def test_binding_rejects_bad_arguments(changed: dict[str, object], message: str) -> None:

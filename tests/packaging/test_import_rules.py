@@ -130,6 +130,7 @@ MODULES = frozenset(
     for name in (
         *("_cpu", "backends", "cli", "fusion", "nn", "numerics", "ops", "sam", "simt"),
         *("ops.a.reference", "ops.a.cpu", "ops.a.triton", "ops.b.reference", "ops.b.cuda"),
+        "ops.native",
     )
 )
 
@@ -152,7 +153,8 @@ MODULES = frozenset(
         ("ops.a.cpu", "import evsam_kernels.ops.b.cuda", "do not import each other"),
         ("ops.a.cpu", "import triton", "only simt and the Triton kernels"),
         ("nn.blocks", "import triton.language as tl", "only simt and the Triton kernels"),
-        ("nn.blocks", "from evsam_kernels import _cpu", "only backends, the C++ launchers"),
+        ("nn.blocks", "from evsam_kernels.ops import native", "serves the C++ launchers"),
+        ("nn.blocks", "from evsam_kernels import _cpu", "only backends, ops.native and cli"),
         ("attic.box", "import evsam_kernels.ops", "attic has no floor"),
     ],
 )
@@ -167,7 +169,8 @@ def test_the_checker_finds(module: str, source: str, problem: str) -> None:
         ("backends", "from evsam_kernels.backends import build_info"),
         ("backends", "importlib.import_module('evsam_kernels._cpu')"),
         ("ops.a.api", "from evsam_kernels import backends\nimport numpy"),
-        ("ops.a.cpu", "from evsam_kernels import _cpu"),
+        ("ops.a.cpu", "from evsam_kernels.ops import native"),
+        ("ops.native", "from evsam_kernels import _cpu"),
         ("ops.a.cpu", "from evsam_kernels.ops.b.reference import b"),
         ("ops.a.reference", "import math, torch\nfrom evsam_kernels.ops.b.reference import b"),
         ("ops.a.triton", "import triton\nfrom evsam_kernels import simt"),
