@@ -1,6 +1,7 @@
 # The entry points of a checkout. Each sets up .venv first where that is needed:
 #   make demo    segment a photograph; CHECKPOINT=path for a checkpoint, ARGS="..." for more options
 #   make test    run the tests; ARGS="..." goes to pytest
+#   make sanitize   run the C++ kernels' own tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make lint    ruff and mypy
 #   make clean   remove what was built
 #
@@ -12,13 +13,16 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := $(shell find csrc python -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint clean
+.PHONY: demo test sanitize lint clean
 
 demo: .venv/installed
 	$(BIN)/evsam demo $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(ARGS)
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(ARGS)
+
+sanitize: .venv/installed
+	$(BIN)/python -m pytest tests/csrc $(ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
