@@ -34,7 +34,7 @@ Kernel = Callable[..., Tensor]
 
 
 def has_kernel(op: str, backend: str, dtype: torch.dtype | None = None) -> bool:
-    """Whether `backend` has a kernel for `op`, at `dtype` where given (and whether or not it runs)."""
+    """Whether `backend` has a kernel for `op`, at `dtype` where given, whether or not it runs."""
     if importlib.util.find_spec(f"evsam_kernels.ops.{op}.{backend}") is None:
         return False
     return backend == "reference" or dtype is None or dtype in _kernel_file(op, backend).DTYPES

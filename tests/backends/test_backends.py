@@ -67,7 +67,7 @@ def test_named_backend_without_a_kernel_says_who_has_one(monkeypatch):
         registry, "has_kernel", lambda op, backend, dtype=None: backend == "reference"
     )
     with pytest.raises(
-        BackendUnavailableError, match="no kernel for conv_act at torch.float32; it runs on ref"
+        BackendUnavailableError, match=r"no kernel for conv_act at torch\.float32; it runs on ref"
     ):
         registry.chosen_backend("conv_act", "cpu", "cpu", torch.float32)
 

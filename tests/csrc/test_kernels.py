@@ -120,7 +120,7 @@ def test_conversions(build: Build, sanitized: list[Path]) -> None:
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) lists the symbols")
 def test_code_for_one_instruction_set_cannot_replace_that_of_another(build: Build) -> None:
-    """A kernel's object defines its operation, its packing and nothing that a linker could merge."""
+    """A kernel's object defines its operation, its packing and nothing a linker could merge."""
     # Unoptimised, every inline function and template that is used is also emitted.
     for variant, source, output in build.compile_units("-O0"):
         if variant == "baseline":

@@ -336,7 +336,9 @@ def test_unknown_backend(op):
 @pytest.mark.parametrize("op", OPERATIONS)
 def test_a_backend_without_a_kernel_names_those_that_have_one(op, monkeypatch):
     monkeypatch.setitem(BACKENDS, "other", Backend("other", "nothing", None, lambda: None))
-    with pytest.raises(BackendUnavailableError, match=rf"'other' has no kernel for {op} at .*'auto'"):
+    with pytest.raises(
+        BackendUnavailableError, match=rf"'other' has no kernel for {op} at .*'auto'"
+    ):
         call(op, small(op), "other")
 
 

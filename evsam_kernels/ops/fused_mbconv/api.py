@@ -72,8 +72,8 @@ def fused_mbconv(
     """conv1x1(activation(conv(x) + spatial_bias)) + point_bias + residual.
 
     The FusedMBConv block (arXiv 2104.00298) after folding BatchNorm. Differentiable in every tensor
-    argument. Computes at the dtype of `x` whatever autocast says, with float32 accumulation (float64
-    for float64). The expanded tensor is float32 too, or bfloat16 in a kernel whose matrix
+    argument. Computes at the dtype of `x` whatever autocast says, with float32 accumulation
+    (float64 for float64). The expanded tensor is float32 too, or bfloat16 in a kernel whose matrix
     instructions take that.
 
     Args:

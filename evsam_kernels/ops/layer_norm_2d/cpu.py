@@ -9,7 +9,6 @@ from evsam_kernels.ops.checks import FLOATING_DTYPES
 from evsam_kernels.ops.layout import accumulation_dtype, channels_last, empty_channels_last
 from evsam_kernels.ops.native import address, check_inputs, dtype_name, native
 
-
 DTYPES = FLOATING_DTYPES
 
 

@@ -86,9 +86,9 @@ def mbconv(
     """Expand 1x1, filter depthwise, project 1x1, add the residual; activation after the first two.
 
     The MBConv block (arXiv 1801.04381) after folding BatchNorm. Differentiable in every tensor
-    argument. Computes at the dtype of `x` whatever autocast says, with float32 accumulation (float64
-    for float64). What lies between the convolutions is float32 too, or bfloat16 in a kernel whose
-    matrix instructions take that.
+    argument. Computes at the dtype of `x` whatever autocast says, with float32 accumulation
+    (float64 for float64). What lies between the convolutions is float32 too, or bfloat16 in a
+    kernel whose matrix instructions take that.
 
     Args:
         x: `[B, C_in, H, W]`, float16, bfloat16, float32 or float64; any strides.
