@@ -70,7 +70,8 @@ struct Plan {
     lines = least(most((l2 / line - kernel) / stride + 1, 1), out_height);
     const std::int64_t hidden = quotient_up(args.shape.mid_channels, chunk) * chunk;
     const std::int64_t fitting = l3 / (pixels() * size) / chunk * chunk;
-    group = least(most(fitting, args.num_threads * chunk), hidden);
+    // By shape alone: the order of the sums follows from it.
+    group = least(most(fitting, 16 * chunk), hidden);
     const std::int64_t column_tasks = quotient_up(args.shape.out_channels, Sums::columns);
     const std::int64_t row_tasks = most(quotient_up(2 * args.num_threads, column_tasks),
                                         quotient_up(pixels(), most_point_rows));

@@ -16,7 +16,7 @@ import evsam_kernels as ek
 from evsam_kernels import ops
 from evsam_kernels.backends import build_info
 from evsam_kernels.numerics.budget import assert_within_budget, call
-from evsam_kernels.numerics.cases import CASES
+from evsam_kernels.numerics.cases import CASES, Case
 from evsam_kernels.numerics.validation import Step, validate
 from evsam_kernels.ops import native
 from evsam_kernels.ops.registry import OPERATIONS
@@ -81,6 +81,16 @@ def test_the_number_of_threads_changes_nothing(op, name, threads):
     for count in (1, 2, 3, 7, 2):
         torch.set_num_threads(count)
         results.append(call(op, operands, "cpu"))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_the_number_of_threads_does_not_decide_how_hidden_channels_are_split(threads):
+    case = Case("mbconv", "large map", {"channels": (3, 2080, 5), "size": (96, 96), "batch": 1})
+    operands = case.operands(torch.float32)
+    results = []
+    for count in (1, 2, 40):
+        torch.set_num_threads(count)
+        results.append(call("mbconv", operands, "cpu"))
     assert all(torch.equal(result, results[0]) for result in results)
 
 
