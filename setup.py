@@ -24,6 +24,8 @@ from setuptools.command.build_ext import build_ext
 
 CXX_FLAGS = (
     "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -fopenmp-simd "
+    # A product's inner loop that begins in the middle of a cache line takes up to 5 % longer.
+    "-falign-functions=64 -falign-loops=64 "
     "-Wall -Wextra -Icsrc/include"
 )
 LINK_FLAGS = "-shared -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"

@@ -50,6 +50,7 @@ def pack_conv_act(
     stride: int,
     dilation: int,
     groups: int,
+    large_maps: bool,
     dtype: str,
 ) -> ConvActPacked: ...
 def conv_act(
@@ -75,6 +76,7 @@ def pack_fused_mbconv(
     out_channels: int,
     kernel: int,
     stride: int,
+    large_maps: bool,
     dtype: str,
 ) -> FusedMBConvPacked: ...
 def fused_mbconv(

@@ -170,7 +170,7 @@ using MultiScaleAttentionPacked =
 
 ConvActPacked pack_conv_act(Address weight, std::optional<Address> bias, std::int64_t in_channels,
                             std::int64_t out_channels, std::int64_t kernel, std::int64_t stride,
-                            std::int64_t dilation, std::int64_t groups,
+                            std::int64_t dilation, std::int64_t groups, bool large_maps,
                             const std::string& dtype_name) {
   check_at_least("in_channels", in_channels, 1);
   check_at_least("out_channels", out_channels, 1);
@@ -186,7 +186,7 @@ ConvActPacked pack_conv_act(Address weight, std::optional<Address> bias, std::in
       element_count({out_channels, in_channels / groups, kernel, kernel}, weights.dtype);
   weights.weight = pointer("weight", weight, weights.dtype, count);
   weights.bias = optional_pointer("bias", bias, weights.dtype, out_channels);
-  weights.conv = {in_channels, out_channels, kernel, stride, dilation, groups};
+  weights.conv = {in_channels, out_channels, kernel, stride, dilation, groups, large_maps};
   return ConvActPacked(weights);
 }
 
@@ -207,7 +207,8 @@ FusedMBConvPacked pack_fused_mbconv(Address spatial_weight, std::optional<Addres
                                     Address point_weight, std::optional<Address> point_bias,
                                     std::int64_t in_channels, std::int64_t mid_channels,
                                     std::int64_t out_channels, std::int64_t kernel,
-                                    std::int64_t stride, const std::string& dtype_name) {
+                                    std::int64_t stride, bool large_maps,
+                                    const std::string& dtype_name) {
   check_at_least("in_channels", in_channels, 1);
   check_at_least("mid_channels", mid_channels, 1);
   check_at_least("out_channels", out_channels, 1);
@@ -222,7 +223,7 @@ FusedMBConvPacked pack_fused_mbconv(Address spatial_weight, std::optional<Addres
   weights.point_weight = pointer("point_weight", point_weight, dtype,
                                  element_count({out_channels, mid_channels}, dtype));
   weights.point_bias = optional_pointer("point_bias", point_bias, dtype, out_channels);
-  weights.shape = {in_channels, mid_channels, out_channels, kernel, stride};
+  weights.shape = {in_channels, mid_channels, out_channels, kernel, stride, large_maps};
   return FusedMBConvPacked(weights);
 }
 
@@ -425,14 +426,14 @@ PYBIND11_MODULE(_cpu, module) {
   bind_packed<MultiScaleAttentionPacked>(module, "MultiScaleAttentionPacked");
 
   module.def("pack_conv_act", &pack_conv_act, py::kw_only(), "weight"_a, "bias"_a, "in_channels"_a,
-             "out_channels"_a, "kernel"_a, "stride"_a, "dilation"_a, "groups"_a, "dtype"_a,
-             "Weights for conv_act; see csrc/include/evsam/conv_act.h.");
+             "out_channels"_a, "kernel"_a, "stride"_a, "dilation"_a, "groups"_a, "large_maps"_a,
+             "dtype"_a, "Weights for conv_act; see csrc/include/evsam/conv_act.h.");
   module.def("conv_act", &conv_act, py::kw_only(), "packed"_a, "x"_a, "y"_a, "residual"_a,
              "batch"_a, "height"_a, "width"_a, "activation"_a, "num_threads"_a,
              "Convolution, bias, activation, residual; see csrc/include/evsam/conv_act.h.");
   module.def("pack_fused_mbconv", &pack_fused_mbconv, py::kw_only(), "spatial_weight"_a,
              "spatial_bias"_a, "point_weight"_a, "point_bias"_a, "in_channels"_a, "mid_channels"_a,
-             "out_channels"_a, "kernel"_a, "stride"_a, "dtype"_a,
+             "out_channels"_a, "kernel"_a, "stride"_a, "large_maps"_a, "dtype"_a,
              "Weights for fused_mbconv; see csrc/include/evsam/fused_mbconv.h.");
   module.def("fused_mbconv", &fused_mbconv, py::kw_only(), "packed"_a, "x"_a, "y"_a, "residual"_a,
              "batch"_a, "height"_a, "width"_a, "activation"_a, "num_threads"_a,

@@ -36,14 +36,12 @@ std::int64_t pack(const ConvActWeights& from, void* packed) {
   } else if (is_narrow(conv)) {
     const NarrowWeights<Storage> weights(pieces, conv);
     if (packed != nullptr) weights.pack(from.weight, from.bias);
-  } else if (has_winograd(conv) && conv.stride == 1) {
-    const WinogradWeights<UnitStride<Storage>, Storage> weights(pieces, conv.in_channels,
-                                                                conv.out_channels);
-    if (packed != nullptr) weights.pack(from.weight, from.bias);
   } else if (has_winograd(conv)) {
-    const WinogradWeights<Strided, Storage> weights(pieces, conv.in_channels,
-                                                                conv.out_channels);
-    if (packed != nullptr) weights.pack(from.weight, from.bias);
+    with_scheme<Element<Storage>>(conv, [&](auto scheme) {
+      const WinogradWeights<decltype(scheme), Storage> weights(pieces, conv.in_channels,
+                                                               conv.out_channels);
+      if (packed != nullptr) weights.pack(from.weight, from.bias);
+    });
   } else {
     const DirectWeights<Storage> weights(pieces, conv);
     if (packed != nullptr) weights.pack(from.weight, from.bias);
@@ -64,13 +62,14 @@ void run_winograd(const ConvActArgs& args, const Map<Storage>& in, const Output<
 
   Pieces packed = pieces_of(args.packed);
   const WinogradWeights<Scheme, Storage> weights(packed, conv.in_channels, conv.out_channels);
+  const Runs runs(tiles.count, at_once, args.num_threads);
   const std::int64_t operations = tiles.count * conv.in_channels * conv.out_channels;
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(memory + member * counted.bytes());
     const Room room(pieces, at_once, conv.in_channels);
     const auto sink = [&](std::int64_t row) { return output.line(room.pixels[row]); };
-    for_each(quotient_up(tiles.count, at_once), [&](std::int64_t task) {
-      const std::int64_t first = task * at_once, count = least(at_once, tiles.count - first);
+    for_each(runs.size(), [&](std::int64_t run) {
+      const std::int64_t first = runs.begin(run), count = runs.end(run) - first;
       convolve_tiles<Scheme>(in, weights, tiles, first, count, room, args.activation, sink);
     });
   });
@@ -98,13 +97,14 @@ void run_direct(const ConvActArgs& args, const Map<Storage>& in, const Output<St
   const Room one(counted, at_once, operand_columns);
   char* memory = scratch(args.num_threads * counted.bytes());
 
+  const Runs runs(pixels, at_once, args.num_threads);
   const std::int64_t operations = pixels * operand_columns * conv.out_channels;
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(memory + member * counted.bytes());
     const Room room(pieces, at_once, operand_columns);
-    for_each(quotient_up(pixels, at_once) * conv.groups, [&](std::int64_t task) {
-      const std::int64_t group = task % conv.groups, first = task / conv.groups * at_once;
-      const std::int64_t count = least(at_once, pixels - first);
+    for_each(runs.size() * conv.groups, [&](std::int64_t task) {
+      const std::int64_t group = task % conv.groups, run = task / conv.groups;
+      const std::int64_t first = runs.begin(run), count = runs.end(run) - first;
       gather(in, conv, group, first, count, room.gathered);
       const auto sink = [&](std::int64_t row) {
         return output.line(first + row, group * group_columns, group_columns);
@@ -179,8 +179,9 @@ void run(const ConvActArgs& args) {
   if (is_depthwise(conv)) return run_depthwise(args, in, output);
   if (is_narrow(conv)) return run_narrow(args, in, output);
   if (!has_winograd(conv)) return run_direct(args, in, output);
-  if (conv.stride == 1) return run_winograd<UnitStride<Storage>>(args, in, output);
-  return run_winograd<Strided>(args, in, output);
+  with_scheme<Element<Storage>>(conv, [&](auto scheme) {
+    run_winograd<decltype(scheme)>(args, in, output);
+  });
 }
 
 }  // namespace

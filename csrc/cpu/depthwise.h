@@ -22,15 +22,16 @@ struct DepthwiseWeights {
         channels(channels),
         kernel(kernel) {}
 
+  // For maps whose elements are `scale` times what they stand for.
   template <class Storage>
-  void pack(const void* weight, const void* biases) const {
+  void pack(const void* weight, const void* biases, float scale = 1) const {
     const auto* from = static_cast<const Storage*>(weight);
     pack_bias<Storage>(biases, channels, bias);
     const std::int64_t count = kernel * kernel;
     for (std::int64_t tap = 0; tap < count; ++tap)
       for (std::int64_t c = 0; c < round_up(channels); ++c)
         taps[tap * round_up(channels) + c] =
-            c < channels ? static_cast<float>(wide(from[c * count + tap])) : 0;
+            c < channels ? static_cast<float>(wide(from[c * count + tap])) / scale : 0;
   }
 };
 

@@ -40,10 +40,10 @@ struct DirectWeights {
     for (std::int64_t g = 0; g < conv_.groups; ++g) {
       const Matrix<E> to = group(g);
       const std::int64_t channels = to.rows / taps, first = g * to.columns;
-      pack_bias<Storage>(biases == nullptr ? nullptr : biases + first, to.columns, to.bias);
-      evsam::EVSAM_ISA::pack(to.rows, to.columns, to.panels, [&](std::int64_t k, std::int64_t n) {
+      const auto at = [&](std::int64_t k, std::int64_t n) {
         return wide(from[((first + n) * channels + k % channels) * taps + k / channels]);
-      });
+      };
+      pack_matrix<Storage>(at, biases == nullptr ? nullptr : biases + first, to);
     }
   }
 

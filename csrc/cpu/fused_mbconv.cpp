@@ -18,7 +18,7 @@ namespace evsam::EVSAM_ISA {
 namespace {
 
 ConvShape spatial_shape(const FusedMBConvShape& shape) {
-  return {shape.in_channels, shape.mid_channels, shape.kernel, shape.stride, 1, 1};
+  return {shape.in_channels, shape.mid_channels, shape.kernel, shape.stride, 1, 1, shape.large_maps};
 }
 
 template <class Scheme, class Storage>
@@ -50,8 +50,9 @@ std::int64_t pack_direct(const FusedMBConvWeights& from, void* packed) {
 template <class Storage>
 std::int64_t pack(const FusedMBConvWeights& from, void* packed) {
   if (!has_winograd(spatial_shape(from.shape))) return pack_direct<Storage>(from, packed);
-  if (from.shape.stride == 2) return pack_winograd<Strided, Storage>(from, packed);
-  return pack_winograd<UnitStride<Storage>, Storage>(from, packed);
+  return with_scheme<Element<Storage>>(spatial_shape(from.shape), [&](auto scheme) {
+    return pack_winograd<decltype(scheme), Storage>(from, packed);
+  });
 }
 
 template <class Scheme, class Storage>
@@ -80,17 +81,18 @@ void run_winograd(const FusedMBConvArgs& args, const Map<Storage>& in,
   Pieces packed = pieces_of(args.packed);
   const Matrix<E> point(packed, shape.mid_channels, shape.out_channels);
   const WinogradWeights<Scheme, Storage> spatial(packed, shape.in_channels, shape.mid_channels);
+  const Runs runs(tiles.count, at_once, args.num_threads);
   const std::int64_t operations = tiles.count * shape.in_channels * shape.mid_channels;
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(memory + member * counted.bytes());
     const Room room(pieces, at_once, shape.in_channels, mid_columns);
     const auto sink = [&](std::int64_t row) { return output.line(room.winograd.pixels[row]); };
-    for_each(quotient_up(tiles.count, at_once), [&](std::int64_t task) {
-      const std::int64_t first = task * at_once, count = least(at_once, tiles.count - first);
-      convolve_tiles<Scheme>(in, spatial, tiles, first, count, room.winograd, args.activation,
-                             room.expanded);
-      multiply_into<Storage>(room.expanded, count * outputs, point, 0, round_up(shape.out_channels),
-                             room.sums, Activation::none, sink);
+    for_each(runs.size(), [&](std::int64_t run) {
+      const std::int64_t first = runs.begin(run), count = runs.end(run) - first;
+      const std::int64_t rows = convolve_tiles<Scheme>(in, spatial, tiles, first, count,
+                                                       room.winograd, args.activation, room.expanded);
+      multiply_into<Storage>(room.expanded, rows, point, 0, round_up(shape.out_channels), room.sums,
+                             Activation::none, sink);
     });
   });
 }
@@ -123,12 +125,13 @@ void run_direct(const FusedMBConvArgs& args, const Map<Storage>& in,
   Pieces packed = pieces_of(args.packed);
   const Matrix<E> point(packed, shape.mid_channels, shape.out_channels);
   const Matrix<E> spatial = DirectWeights<Storage>(packed, conv).group(0);
+  const Runs runs(pixels, at_once, args.num_threads);
   const std::int64_t operations = pixels * columns * shape.mid_channels;
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(memory + member * counted.bytes());
     const Room room(pieces, at_once, columns, mid_columns);
-    for_each(quotient_up(pixels, at_once), [&](std::int64_t task) {
-      const std::int64_t first = task * at_once, count = least(at_once, pixels - first);
+    for_each(runs.size(), [&](std::int64_t run) {
+      const std::int64_t first = runs.begin(run), count = runs.end(run) - first;
       const auto sink = [&](std::int64_t row) { return output.line(first + row); };
       gather(in, conv, 0, first, count, room.gathered);
       multiply_into<Storage>(room.gathered, count, spatial, 0, mid_columns, room.sums,
@@ -148,8 +151,9 @@ void run(const FusedMBConvArgs& args) {
                                static_cast<const Storage*>(args.residual), shape.out_channels};
   if (in.batch == 0) return;
   if (!has_winograd(spatial_shape(shape))) return run_direct(args, in, output);
-  if (shape.stride == 2) return run_winograd<Strided>(args, in, output);
-  return run_winograd<UnitStride<Storage>>(args, in, output);
+  with_scheme<Element<Storage>>(spatial_shape(shape), [&](auto scheme) {
+    run_winograd<decltype(scheme)>(args, in, output);
+  });
 }
 
 }  // namespace

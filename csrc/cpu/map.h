@@ -47,10 +47,10 @@ struct Output {
     }
   };
 
-  // `count` channels of a pixel from `first` on; a pixel of -1 takes nothing.
+  // `count` channels of a pixel from `first` on.
   EVSAM_INLINE Line line(std::int64_t pixel, std::int64_t first, std::int64_t count) const {
     const std::int64_t at = pixel * channels + first;
-    return {y + at, residual == nullptr ? nullptr : residual + at, pixel < 0 ? 0 : count};
+    return {y + at, residual == nullptr ? nullptr : residual + at, count};
   }
   EVSAM_INLINE Line line(std::int64_t pixel) const { return line(pixel, 0, channels); }
 };
@@ -75,6 +75,8 @@ struct Operand {
     return elements + column / block * stride() + row * block + column % block;
   }
   EVSAM_INLINE Line operator()(std::int64_t row) const { return {elements + row * block, stride()}; }
+  // The rows from `row` on.
+  Operand from(std::int64_t row) const { return {elements + row * block, rows}; }
 };
 
 // Copies `count` elements, or zeros where `from` is null, to a row of an operand from a column on.
@@ -97,15 +99,24 @@ void copy(const Storage* from, std::int64_t count, const Operand<E>& to, std::in
   }
 }
 
+// Copies a whole row of `count` elements, filled up with zeros.
+template <class Storage, class E>
+void copy_row(const Storage* from, std::int64_t count, const Operand<E>& to, std::int64_t row) {
+  copy(from, count, to, row, 0);
+  copy<Storage>(nullptr, round_up(count) - count, to, row, count);
+}
+
 // A 1x1 convolution's weights, or those of one group of another convolution.
 template <class E>
 struct Matrix {
-  float* bias;  // [columns], filled up with zeros
+  float* bias;   // [columns], filled up with zeros
+  float* scale;  // of products with panels
   E* panels;
   std::int64_t rows, columns;
 
   Matrix(Pieces& pieces, std::int64_t rows, std::int64_t columns)
       : bias(pieces.take<float>(round_up(columns))),
+        scale(pieces.take<float>(1)),
         panels(pieces.take<E>(packed_size(rows, columns))),
         rows(rows),
         columns(columns) {}
@@ -130,13 +141,22 @@ void pack_bias(const void* from, std::int64_t count, float* to) {
     to[i] = bias == nullptr || i >= count ? 0 : static_cast<float>(wide(bias[i]));
 }
 
+// Packs the matrix whose element in row k and column n is at(k, n), a double.
+template <class Storage, class E, class At>
+void pack_matrix(const At& at, const void* bias, const Matrix<E>& to) {
+  pack_bias<Storage>(bias, to.columns, to.bias);
+  const double larger = weight_headroom<E>(to.rows, to.columns, at);
+  *to.scale = static_cast<float>(1 / (larger * headroom<E>));
+  pack(to.rows, to.columns, to.panels,
+       [&](std::int64_t k, std::int64_t n) { return at(k, n) * larger; });
+}
+
 // Packs a matrix stored as [columns][rows].
 template <class Storage, class E>
 void pack_pointwise(const void* from, const void* bias, const Matrix<E>& to) {
   const auto* weight = static_cast<const Storage*>(from);
-  pack_bias<Storage>(bias, to.columns, to.bias);
-  pack(to.rows, to.columns, to.panels,
-       [&](std::int64_t k, std::int64_t n) { return wide(weight[n * to.rows + k]); });
+  pack_matrix<Storage>(
+      [&](std::int64_t k, std::int64_t n) { return wide(weight[n * to.rows + k]); }, bias, to);
 }
 
 // Room for the sums of one product, of so many columns at once that its left operand is read once for all
@@ -152,6 +172,32 @@ struct Sums {
   static constexpr std::int64_t stride(std::int64_t columns) { return columns + 16; }
 };
 
+// The tasks of a product of a whole image: so many rows at once that weights are read seldom, but that
+// the sums stay in L2.
+template <class E>
+struct ProductTasks {
+  static constexpr std::int64_t most_rows = 140;
+
+  std::int64_t rows, columns, rows_at_once, across, count;
+
+  ProductTasks(std::int64_t rows, std::int64_t columns, int num_threads)
+      : rows(rows), columns(columns), across(quotient_up(columns, Sums::columns)) {
+    const std::int64_t down =
+        most(quotient_up(2 * num_threads, across), quotient_up(rows, most_rows));
+    rows_at_once = quotient_up(quotient_up(rows, down), max_rows<E>) * max_rows<E>;
+    count = quotient_up(rows, rows_at_once) * across;
+  }
+
+  // Rows [row, row_end) and columns [column, column_end).
+  struct Task {
+    std::int64_t row, row_end, column, column_end;
+  };
+  Task operator()(std::int64_t index) const {
+    const std::int64_t row = index / across * rows_at_once, column = index % across * Sums::columns;
+    return {row, least(row + rows_at_once, rows), column, least(column + Sums::columns, columns)};
+  }
+};
+
 // Columns [begin, end) of activation(a * weights + bias), into the sink.
 template <class Storage, class E, class Sink>
 void multiply_into(const Operand<E>& a, std::int64_t rows, const Matrix<E>& weights,
@@ -164,13 +210,14 @@ void multiply_into(const Operand<E>& a, std::int64_t rows, const Matrix<E>& weig
       multiply(rows, columns, weights.blocks(), a.elements, a.stride(), weights.panel_at(first),
                weights.panel_size(), sums.elements, stride);
       const float* bias = weights.bias + first;
+      const Vec scale = broadcast(*weights.scale);
       for (std::int64_t row = 0; row < rows; ++row) {
         const auto line = sink(row);
         const float* from = sums.elements + row * stride;
         for (std::int64_t column = 0; column < columns; column += panel) {
-          line(first + column, activate(load(from + column) + load(bias + column)));
+          line(first + column, activate(fma(load(from + column), scale, load(bias + column))));
           const std::int64_t next = column + lanes;
-          line(first + next, activate(load(from + next) + load(bias + next)));
+          line(first + next, activate(fma(load(from + next), scale, load(bias + next))));
         }
       }
     }

@@ -11,6 +11,7 @@
 // pairs to float32 (panels interleave two rows); everywhere else they are float32.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "simd.h"
@@ -65,14 +66,33 @@ constexpr bool multiplies_bfloat16 = false;
 template <class Storage>
 using Element = Choice<multiplies_bfloat16 && same<Storage, BFloat16>, BFloat16, float>;
 
-// Writes lanes of a product's operand. bfloat16 loses subnormals, as the product itself does.
+// bfloat16 products lose all that is below the smallest normal number, operands and sums, so that maps
+// and weights near it would lose everything. Both sides are kept larger by a power of two: operands by
+// this one, weights so that the largest is of about this size.
+template <class E>
+constexpr float headroom = same<E, BFloat16> ? 4096 : 1;
+
+// Writes lanes of a product's left operand.
 EVSAM_INLINE void put(float* to, Vec v) { store(to, v); }
 #if defined(__AVX512BF16__)
 EVSAM_INLINE void put(BFloat16* to, Vec v) {
-  const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(v);
+  const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(v * headroom<BFloat16>);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow);
 }
 #endif
+
+// How much larger a matrix is packed.
+template <class E, class At>
+double weight_headroom(std::int64_t rows, std::int64_t columns, const At& at) {
+  if constexpr (same<E, float>) return 1;
+  double largest = 0;
+  for (std::int64_t n = 0; n < columns; ++n)
+    for (std::int64_t k = 0; k < rows; ++k) largest = std::fmax(largest, std::fabs(at(k, n)));
+  int exponent = 0;
+  if (largest > 0 && __builtin_isfinite(largest)) std::frexp(largest, &exponent);
+  // The inverse must be a float32 as well.
+  return headroom<E> * std::ldexp(1.0, static_cast<int>(least(-exponent, 90)));
+}
 
 // Writes the packed form of the matrix whose element in row k and column n is at(k, n), a double.
 template <class E, class At>

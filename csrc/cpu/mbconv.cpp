@@ -38,7 +38,8 @@ std::int64_t pack(const MBConvWeights& from, void* packed) {
   const Weights<Storage> weights(pieces, from.shape);
   if (packed != nullptr) {
     pack_pointwise<Storage>(from.expand_weight, from.expand_bias, weights.expand);
-    weights.depth.template pack<Storage>(from.depth_weight, from.depth_bias);
+    weights.depth.template pack<Storage>(from.depth_weight, from.depth_bias,
+                                         headroom<Element<Storage>>);
     pack_pointwise<Storage>(from.point_weight, from.point_bias, weights.point);
   }
   return pieces.bytes();
@@ -49,13 +50,12 @@ template <class E>
 struct Plan {
   static constexpr std::int64_t chunk = 2 * block;  // hidden channels of a task
   static constexpr std::int64_t rows = 5 * max_rows<E>;            // of a product of the expansion
-  static constexpr std::int64_t most_point_rows = 140;             // of a product of the projection
   std::int64_t height, width;          // of the input
   std::int64_t out_height, out_width;  // of the output
   std::int64_t kernel, stride, padding;
-  std::int64_t lines;       // of the output that are filtered at once
-  std::int64_t group;       // hidden channels between two projections
-  std::int64_t point_rows;  // pixels of a task of the projection
+  std::int64_t lines;  // of the output that are filtered at once
+  std::int64_t group;  // hidden channels between two projections
+  ProductTasks<E> projection;
 
   Plan(const MBConvArgs& args)
       : height(args.height),
@@ -64,7 +64,8 @@ struct Plan {
         out_width(size_after(args.width, args.shape.stride)),
         kernel(args.shape.kernel),
         stride(args.shape.stride),
-        padding(args.shape.kernel / 2) {
+        padding(args.shape.kernel / 2),
+        projection(out_height * out_width, round_up(args.shape.out_channels), args.num_threads) {
     constexpr std::int64_t l2 = 192 << 10, l3 = 8 << 20, size = sizeof(E);
     const std::int64_t line = padded_width() * chunk * size;
     lines = least(most((l2 / line - kernel) / stride + 1, 1), out_height);
@@ -72,10 +73,6 @@ struct Plan {
     const std::int64_t fitting = l3 / (pixels() * size) / chunk * chunk;
     // By shape alone: the order of the sums follows from it.
     group = least(most(fitting, 16 * chunk), hidden);
-    const std::int64_t column_tasks = quotient_up(args.shape.out_channels, Sums::columns);
-    const std::int64_t row_tasks = most(quotient_up(2 * args.num_threads, column_tasks),
-                                        quotient_up(pixels(), most_point_rows));
-    point_rows = quotient_up(quotient_up(pixels(), row_tasks), max_rows<E>) * max_rows<E>;
   }
 
   std::int64_t padded_width() const { return width + 2 * padding; }
@@ -110,7 +107,7 @@ struct OwnRoom {
 
   OwnRoom(Pieces& pieces, const Plan<E>& plan)
       : expanded(pieces.take<E>(plan.padded_lines() * plan.padded_width() * plan.chunk)),
-        sums(pieces, most(plan.rows, plan.most_point_rows)) {}
+        sums(pieces, most(plan.rows, plan.projection.rows_at_once)) {}
 };
 
 // Expands hidden channels [first, end) of lines [begin, stop) of the padded image. `expanded` holds lines
@@ -126,13 +123,12 @@ void expand(const Plan<E>& plan, const Matrix<E>& weights, std::int64_t first, s
       for (std::int64_t i = 0; i < line; ++i) room.expanded[(y - base) * line + i] = E{};
   const std::int64_t last = (least(stop, bottom) - top) * plan.width;
   for (std::int64_t row = (most(begin, top) - top) * plan.width; row < last; row += plan.rows) {
-    const Operand<E> part{shared.input.elements + row * block, shared.input.rows};
     const auto sink = [&](std::int64_t offset) {
       const std::int64_t place = shared.places[row + offset] - base * plan.padded_width();
       E* to = room.expanded + place * plan.chunk - first;
       return [to](std::int64_t column, Vec value) { put(to + column, value); };
     };
-    multiply_into<Storage>(part, least(plan.rows, last - row), weights, first, end, room.sums,
+    multiply_into<Storage>(shared.input.from(row), least(plan.rows, last - row), weights, first, end, room.sums,
                            activation, sink);
   }
 }
@@ -184,25 +180,25 @@ void expand_and_filter(const Plan<E>& plan, const Weights<Storage>& weights, std
   }
 }
 
-// Adds hidden channels [first, end) to columns [begin, stop) of output rows [row, row + count), and
-// writes the output once all are there.
+// Adds hidden channels [first, end) to a task's part of the output, and writes it once all are there.
 template <class Storage, class E>
 void project(const SharedRoom<E>& shared, const Matrix<E>& weights, std::int64_t first,
-             std::int64_t end, std::int64_t row, std::int64_t count, std::int64_t begin,
-             std::int64_t stop, const Sums& own, std::int64_t first_pixel,
-             const Output<Storage>& output) {
+             std::int64_t end, const typename ProductTasks<E>::Task& task, const Sums& own,
+             std::int64_t first_pixel, const Output<Storage>& output) {
   const bool several = shared.sums != nullptr;
   const std::int64_t stride = several ? shared.sums_stride : Sums::stride(Sums::columns);
-  float* sums = several ? shared.sums + row * stride + begin : own.elements;
-  multiply(count, stop - begin, (end - first) / block, shared.filtered.elements + row * block,
-           shared.filtered.stride(), weights.panel_at(begin) + first * panel, weights.panel_size(),
-           sums, stride, first > 0);
+  float* sums = several ? shared.sums + task.row * stride + task.column : own.elements;
+  const std::int64_t rows = task.row_end - task.row, columns = task.column_end - task.column;
+  multiply(rows, columns, (end - first) / block, shared.filtered.elements + task.row * block,
+           shared.filtered.stride(), weights.panel_at(task.column) + first * panel,
+           weights.panel_size(), sums, stride, first > 0);
   if (end < round_up(weights.rows)) return;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const auto line = output.line(first_pixel + row + i);
-    const float* from = sums + i * stride - begin;
-    for (std::int64_t column = begin; column < stop; column += lanes)
-      line(column, load(from + column) + load(weights.bias + column));
+  const Vec scale = broadcast(*weights.scale);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const auto line = output.line(first_pixel + task.row + i);
+    const float* from = sums + i * stride - task.column;
+    for (std::int64_t column = task.column; column < task.column_end; column += lanes)
+      line(column, fma(load(from + column), scale, load(weights.bias + column)));
   }
 }
 
@@ -224,10 +220,8 @@ void run(const MBConvArgs& args) {
   Pieces pieces(memory);
   const SharedRoom<E> shared(pieces, plan, shape);
 
-  const std::int64_t hidden = round_up(shape.mid_channels), columns = round_up(shape.out_channels);
+  const std::int64_t hidden = round_up(shape.mid_channels);
   const std::int64_t in_pixels = plan.height * plan.width, out_pixels = plan.pixels();
-  const std::int64_t row_tasks = quotient_up(out_pixels, plan.point_rows);
-  const std::int64_t column_tasks = quotient_up(columns, Sums::columns);
   const std::int64_t operations = args.batch * in_pixels * shape.in_channels * shape.mid_channels;
 
   parallel(args.num_threads, operations, [&](int member) {
@@ -242,9 +236,7 @@ void run(const MBConvArgs& args) {
         for (std::int64_t x = 0; x < plan.width; ++x) {
           const std::int64_t row = y * plan.width + x;
           shared.places[row] = (y + plan.padding) * plan.padded_width() + x + plan.padding;
-          copy(in + row * shape.in_channels, shape.in_channels, shared.input, row, 0);
-          copy<Storage>(nullptr, round_up(shape.in_channels) - shape.in_channels, shared.input, row,
-                        shape.in_channels);
+          copy_row(in + row * shape.in_channels, shape.in_channels, shared.input, row);
         }
       });
       for (std::int64_t group = 0; group < hidden; group += plan.group) {
@@ -254,12 +246,9 @@ void run(const MBConvArgs& args) {
           expand_and_filter(plan, weights, first, least(first + plan.chunk, group_end), shared,
                             args.activation, room);
         });
-        for_each(row_tasks * column_tasks, [&](std::int64_t task) {
-          const std::int64_t row = task / column_tasks * plan.point_rows;
-          const std::int64_t begin = task % column_tasks * Sums::columns;
-          project(shared, weights.point, group, group_end, row,
-                  least(plan.point_rows, out_pixels - row), begin,
-                  least(begin + Sums::columns, columns), room.sums, image * out_pixels, output);
+        for_each(plan.projection.count, [&](std::int64_t task) {
+          project(shared, weights.point, group, group_end, plan.projection(task), room.sums,
+                  image * out_pixels, output);
         });
       }
     }

@@ -1,8 +1,8 @@
 // The LiteMLA block (EfficientViT, arXiv 2205.14756, figure 2) on one image after another.
 //
-// Layout: NHWC. Three steps with a barrier between: qkv by rows of pixels, float32; then one head of one
-// scale for each thread, for which q, k and v are aggregated (depthwise, then 1x1 within the head),
-// attended and written as the left operand of the projection; then the projection by rows of pixels.
+// Layout: NHWC. Three steps with a barrier between: qkv, float32; then one head of one scale for each
+// thread, for which q, k and v are aggregated (depthwise, then 1x1 within the head), attended and written
+// as the left operand of the projection; then the projection.
 // On chip: a head's q, k and v in L2, its state in L1; qkv and the attention's output go to L3 and back.
 // Main memory: x, residual and y once, weights once an image.
 
@@ -91,11 +91,14 @@ std::int64_t pack(const MultiScaleAttentionWeights& from, void* packed) {
 
 template <class E>
 struct SharedRoom {
-  float* qkv;  // [pixels][qkv_width], and a vector more
+  Operand<E> input;  // the image
+  float* qkv;        // [pixels][qkv_width], and a vector more
   Operand<E> attended;
 
   SharedRoom(Pieces& pieces, const MultiScaleAttentionArgs& args)
-      : qkv(pieces.take<float>(args.height * args.width * qkv_width(args.shape) + lanes)),
+      : input{pieces.take<E>(args.height * args.width * round_up(args.shape.in_channels)),
+              args.height * args.width},
+        qkv(pieces.take<float>(args.height * args.width * qkv_width(args.shape) + lanes)),
         attended{pieces.take<E>(args.height * args.width *
                                 round_up((1 + args.shape.scales) * args.shape.heads *
                                          args.shape.head_dim)),
@@ -104,17 +107,15 @@ struct SharedRoom {
 
 template <class E>
 struct OwnRoom {
-  static constexpr std::int64_t rows = 3 * max_rows<E>;
+  static constexpr std::int64_t aggregated_rows = 3 * max_rows<float>;  // of a product
 
-  Operand<E> input;         // a few rows of x
   Sums sums;
   Head head;
   float* padded;            // [height + 2 padding][width + 2 padding][head_dim rounded up]
   Operand<float> filtered;  // [pixels][head_dim]
 
-  OwnRoom(Pieces& pieces, const MultiScaleAttentionArgs& args)
-      : input{pieces.take<E>(rows * round_up(args.shape.in_channels)), rows},
-        sums(pieces, rows),
+  OwnRoom(Pieces& pieces, const MultiScaleAttentionArgs& args, std::int64_t rows)
+      : sums(pieces, most(rows, aggregated_rows)),
         head(pieces, args.height * args.width, args.shape.head_dim),
         padded(pieces.take<float>(largest_padded(args) * round_up(args.shape.head_dim))),
         filtered{pieces.take<float>(args.height * args.width * round_up(args.shape.head_dim)),
@@ -159,10 +160,10 @@ void aggregate(const MultiScaleAttentionArgs& args, const float* qkv,
         filter_row<0>(from, width * columns, columns, 1, args.width, weights.depth, c, sink);
     }
   const std::int64_t head_width = room.head.width;
-  for (std::int64_t row = 0; row < room.filtered.rows; row += room.rows) {
-    const Operand<float> rows{room.filtered.elements + row * block, room.filtered.rows};
-    multiply_into<float>(rows, least(room.rows, room.filtered.rows - row), weights.point, 0,
-                         least(head_width, columns), room.sums, Activation::none,
+  for (std::int64_t row = 0; row < room.filtered.rows; row += room.aggregated_rows) {
+    const std::int64_t count = least(room.aggregated_rows, room.filtered.rows - row);
+    multiply_into<float>(room.filtered.from(row), count, weights.point, 0, least(head_width, columns), room.sums,
+                         Activation::none,
                          [&](std::int64_t offset) {
                            float* line = to + (row + offset) * head_width;
                            return [line](std::int64_t column, Vec value) {
@@ -181,36 +182,39 @@ void run(const MultiScaleAttentionArgs& args) {
   const Weights<Storage> weights(packed, shape);
   const std::int64_t dim = shape.head_dim, width = qkv_width(shape);
   const std::int64_t pixels = args.height * args.width;
+  const std::int64_t columns = (1 + shape.scales) * shape.heads * dim;
   const Output<Storage> output{static_cast<Storage*>(args.y),
                                static_cast<const Storage*>(args.residual), shape.out_channels};
 
+  const ProductTasks<E> qkv_tasks(pixels, round_up(width), args.num_threads);
+  const ProductTasks<E> proj_tasks(pixels, round_up(shape.out_channels), args.num_threads);
+  const std::int64_t rows = most(qkv_tasks.rows_at_once, proj_tasks.rows_at_once);
+
   Pieces shared_counted, own_counted;
   const SharedRoom<E> one(shared_counted, args);
-  const OwnRoom<E> another(own_counted, args);
+  const OwnRoom<E> another(own_counted, args, rows);
   char* memory = scratch(shared_counted.bytes() + args.num_threads * own_counted.bytes());
   Pieces shared_pieces(memory);
   const SharedRoom<E> shared(shared_pieces, args);
 
   const Output<float> qkv{shared.qkv, nullptr, width};
 
-  const std::int64_t row_tasks = quotient_up(pixels, OwnRoom<E>::rows);
   const std::int64_t operations = args.batch * pixels * shape.in_channels * width;
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(memory + shared_counted.bytes() + member * own_counted.bytes());
-    const OwnRoom<E> room(pieces, args);
+    const OwnRoom<E> room(pieces, args, rows);
     for (std::int64_t image = 0; image < args.batch; ++image) {
       const Storage* x =
           static_cast<const Storage*>(args.x) + image * pixels * shape.in_channels;
-      for_each(row_tasks, [&](std::int64_t task) {
-        const std::int64_t row = task * room.rows, count = least(room.rows, pixels - row);
-        for (std::int64_t i = 0; i < count; ++i) {
-          copy(x + (row + i) * shape.in_channels, shape.in_channels, room.input, i, 0);
-          copy<Storage>(nullptr, round_up(shape.in_channels) - shape.in_channels, room.input, i,
-                        shape.in_channels);
-        }
-        multiply_into<Storage>(room.input, count, weights.qkv, 0, round_up(width), room.sums,
-                               Activation::none,
-                               [&](std::int64_t i) { return qkv.line(row + i); });
+      for_each(args.height, [&](std::int64_t y) {
+        for (std::int64_t pixel = y * args.width; pixel < (y + 1) * args.width; ++pixel)
+          copy_row(x + pixel * shape.in_channels, shape.in_channels, shared.input, pixel);
+      });
+      for_each(qkv_tasks.count, [&](std::int64_t index) {
+        const auto task = qkv_tasks(index);
+        multiply_into<Storage>(shared.input.from(task.row), task.row_end - task.row, weights.qkv,
+                               task.column, task.column_end, room.sums, Activation::none,
+                               [&](std::int64_t i) { return qkv.line(task.row + i); });
       });
       // The scales that cost most come first, so that threads end together.
       for_each((1 + shape.scales) * shape.heads, [&](std::int64_t task) {
@@ -241,17 +245,16 @@ void run(const MultiScaleAttentionArgs& args) {
                      copy(values + i, 1, shared.attended, token, first + column + i);
                  };
                });
+        if (first + dim == columns)
+          for (std::int64_t n = 0; n < pixels; ++n)
+            copy<float>(nullptr, round_up(columns) - columns, shared.attended, n, columns);
       });
-      const std::int64_t columns = (1 + shape.scales) * shape.heads * dim;
-      for_each(row_tasks, [&](std::int64_t task) {
-        const std::int64_t row = task * room.rows, count = least(room.rows, pixels - row);
-        for (std::int64_t i = 0; i < count; ++i)
-          copy<float>(nullptr, round_up(columns) - columns, shared.attended, row + i, columns);
-        const Operand<E> rows{shared.attended.elements + row * block, shared.attended.rows};
-        multiply_into<Storage>(rows, count, weights.proj, 0, round_up(shape.out_channels), room.sums,
-                               Activation::none,
+      for_each(proj_tasks.count, [&](std::int64_t index) {
+        const auto task = proj_tasks(index);
+        multiply_into<Storage>(shared.attended.from(task.row), task.row_end - task.row, weights.proj,
+                               task.column, task.column_end, room.sums, Activation::none,
                                [&](std::int64_t i) {
-                                 return output.line(image * pixels + row + i);
+                                 return output.line(image * pixels + task.row + i);
                                });
       });
     }

@@ -34,11 +34,10 @@ struct NarrowWeights {
   void pack(const void* weight, const void* bias) const {
     const auto* from = static_cast<const Storage*>(weight);
     const std::int64_t channels = conv.in_channels, taps = conv.kernel * conv.kernel;
-    pack_bias<Storage>(bias, conv.out_channels, matrix.bias);
-    evsam::EVSAM_ISA::pack(matrix.rows, matrix.columns, matrix.panels,
-                           [&](std::int64_t k, std::int64_t n) {
-                             return wide(from[(n * channels + k % channels) * taps + k / channels]);
-                           });
+    const auto at = [&](std::int64_t k, std::int64_t n) {
+      return wide(from[(n * channels + k % channels) * taps + k / channels]);
+    };
+    pack_matrix<Storage>(at, bias, matrix);
   }
 };
 

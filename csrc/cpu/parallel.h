@@ -43,5 +43,24 @@ void for_each(std::int64_t count, const Body& body) {
   for (std::int64_t i = 0; i < count; ++i) body(i);
 }
 
+// Splits [0, count) into runs of `at_once` for for_each. The last runs are shorter, one for every
+// thread, so that all threads end together.
+struct Runs {
+  std::int64_t count, at_once, whole, last;
+
+  Runs(std::int64_t count, std::int64_t at_once, int num_threads)
+      : count(count), at_once(at_once), whole(count / at_once / num_threads * num_threads) {
+    const std::int64_t rest = count - whole * at_once;
+    last = rest < num_threads ? rest : num_threads;
+  }
+
+  std::int64_t size() const { return whole + last; }
+  std::int64_t begin(std::int64_t run) const {
+    if (run <= whole) return run * at_once;
+    return whole * at_once + (count - whole * at_once) * (run - whole) / last;
+  }
+  std::int64_t end(std::int64_t run) const { return begin(run + 1); }
+};
+
 }  // namespace
 }  // namespace evsam::EVSAM_ISA

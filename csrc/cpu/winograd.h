@@ -20,10 +20,49 @@
 namespace evsam::EVSAM_ISA {
 namespace {
 
+// Four outputs of a 3-tap filter from 6 products, with the points 0, +-sqrt(1/2), +-sqrt(2) and infinity:
+// 36 / 16 = 2.25 multiplications an output in place of 9. The usual points 0, +-1, +-2 double the rounding
+// errors; the powers of these and their inverses are balanced.
+struct FourOutputs {
+  static constexpr int points = 6, outputs = 4, stride = 1, tiles = 21;
+  static constexpr double a = 0.70710678118654752, b = 2 * a;
+
+  static int kernel_of(int point) { return point; }
+  static constexpr int kernels = 6;
+  static double kernel(int point, int tap) {
+    constexpr double rows[kernels][3] = {{1, 0, 0},
+                                         {-2.0 / 3, -2.0 / 3 * a, -2.0 / 3 * a * a},
+                                         {-2.0 / 3, 2.0 / 3 * a, -2.0 / 3 * a * a},
+                                         {1.0 / 6, b / 6, b * b / 6},
+                                         {1.0 / 6, -b / 6, b * b / 6},
+                                         {0, 0, 1}};
+    return rows[point][tap];
+  }
+
+  EVSAM_INLINE static void input(const Vec (&d)[points], Vec (&v)[points]) {
+    const Vec two = broadcast(2), half = broadcast(0.5f), sum = broadcast(2.5f);
+    v[0] = fnma(sum, d[2], d[0] + d[4]);
+    const Vec even_a = fnma(two, d[2], d[4]), odd_a = fnma(two, d[1], d[3]);
+    v[1] = fma(broadcast(a), odd_a, even_a);
+    v[2] = fnma(broadcast(a), odd_a, even_a);
+    const Vec even_b = fnma(half, d[2], d[4]), odd_b = fnma(half, d[1], d[3]);
+    v[3] = fma(broadcast(b), odd_b, even_b);
+    v[4] = fnma(broadcast(b), odd_b, even_b);
+    v[5] = fnma(sum, d[3], d[1] + d[5]);
+  }
+
+  EVSAM_INLINE static void output(const Vec (&m)[points], Vec (&y)[outputs]) {
+    const Vec even_a = m[1] + m[2], odd_a = m[1] - m[2];
+    const Vec even_b = m[3] + m[4], odd_b = m[3] - m[4];
+    y[0] = m[0] + even_a + even_b;
+    y[1] = fma(broadcast(a), odd_a, broadcast(b) * odd_b);
+    y[2] = fma(broadcast(0.5f), even_a, broadcast(2) * even_b);
+    y[3] = fma(broadcast(a / 2), odd_a, fma(broadcast(2 * b), odd_b, m[5]));
+  }
+};
+
 // Three outputs of a 3-tap filter from 5 products, with the points +-3/8, +-5/4 and infinity: 25 / 9 = 2.8
-// multiplications an output in place of 9. Rounding errors are half of those of four outputs, which take
-// 2.25 and leave the error budget of float32 with the best points there are. These points were searched
-// for.
+// multiplications an output, and half the rounding errors. These points were searched for.
 struct ThreeOutputs {
   static constexpr int points = 5, outputs = 3, stride = 1, tiles = 21;
   static constexpr double p = 0.375, q = 1.25;
@@ -85,10 +124,46 @@ struct TwoOutputs {
   }
 };
 
-// Three outputs of a 3-tap filter with stride 2 from 7 products. The outer taps see every other element:
-// three outputs of a 2-tap filter from 4 products with the points 0, +-1 and infinity. The middle tap
-// sees the elements between and is applied to each.
-struct Strided {
+// Four outputs of a 3-tap filter with stride 2 from 9 products. The outer taps see every other element:
+// four outputs of a 2-tap filter from 5 products with the points of ThreeOutputs. The middle tap sees the
+// elements between and is applied to each.
+struct FourStrided {
+  static constexpr int points = 9, outputs = 4, stride = 2, tiles = 14;
+  static constexpr double p = 0.375, q = 1.25;
+
+  static int kernel_of(int point) { return point < 5 ? point : 5; }
+  static constexpr int kernels = 6;
+  static double kernel(int index, int tap) {
+    constexpr double in_p = 1 / (2 * p * (p * p - q * q)), in_q = 1 / (2 * q * (q * q - p * p));
+    constexpr double rows[kernels][3] = {{in_p, 0, in_p * p},  {-in_p, 0, in_p * p},
+                                         {in_q, 0, in_q * q},  {-in_q, 0, in_q * q},
+                                         {0, 0, 1},            {0, 1, 0}};
+    return rows[index][tap];
+  }
+
+  EVSAM_INLINE static void input(const Vec (&d)[points], Vec (&v)[points]) {
+    const Vec outer[5] = {d[0], d[2], d[4], d[6], d[8]};
+    Vec transformed[5];
+    ThreeOutputs::input(outer, transformed);
+#pragma GCC unroll 5
+    for (int i = 0; i < 5; ++i) v[i] = transformed[i];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) v[5 + i] = d[2 * i + 1];
+  }
+
+  EVSAM_INLINE static void output(const Vec (&m)[points], Vec (&y)[outputs]) {
+    const Vec even_p = m[0] + m[1], odd_p = m[0] - m[1];
+    const Vec even_q = m[2] + m[3], odd_q = m[2] - m[3];
+    y[0] = even_p + even_q + m[5];
+    y[1] = fma(broadcast(p), odd_p, fma(broadcast(q), odd_q, m[6]));
+    y[2] = fma(broadcast(p * p), even_p, fma(broadcast(q * q), even_q, m[7]));
+    y[3] = fma(broadcast(p * p * p), odd_p, fma(broadcast(q * q * q), odd_q, m[4] + m[8]));
+  }
+};
+
+// Three outputs of a 3-tap filter with stride 2 from 7 products, with the points 0, +-1 and infinity, for
+// operands of few bits.
+struct ThreeStrided {
   static constexpr int points = 7, outputs = 3, stride = 2, tiles = 28;
 
   static int kernel_of(int point) { return point < 4 ? point : 4; }
@@ -117,13 +192,21 @@ struct Strided {
   }
 };
 
-// The transform with stride 1 for tensors stored as Storage.
-template <class Storage>
-using UnitStride = Choice<sizeof(Element<Storage>) == 2, TwoOutputs, ThreeOutputs>;
-
 inline bool has_winograd(const ConvShape& conv) {
   return conv.kernel == 3 && conv.stride <= 2 && conv.dilation == 1 && conv.groups == 1 &&
          conv.in_channels % block == 0;
+}
+
+// Calls use(scheme) with the scheme of a convolution whose products have elements E.
+template <class E, class Use>
+auto with_scheme(const ConvShape& conv, const Use& use) {
+  if constexpr (sizeof(E) == 2) {
+    return conv.stride == 2 ? use(ThreeStrided{}) : use(TwoOutputs{});
+  } else {
+    if (conv.stride == 2) return use(FourStrided{});
+    // A plain sum over 9 * 32 products is still more accurate than the transform of four outputs.
+    return conv.large_maps && conv.in_channels > 32 ? use(FourOutputs{}) : use(ThreeOutputs{});
+  }
 }
 
 // Columns that are multiplied and transformed back together.
@@ -134,11 +217,13 @@ struct WinogradWeights {
   using E = Element<Storage>;
 
   float* bias;
-  E* panels;  // per kernel of the transform in two dimensions a packed matrix
+  float* scale;  // of products with panels
+  E* panels;     // per kernel of the transform in two dimensions a packed matrix
   std::int64_t in_channels, out_channels;
 
   WinogradWeights(Pieces& pieces, std::int64_t in_channels, std::int64_t out_channels)
       : bias(pieces.take<float>(round_up(out_channels))),
+        scale(pieces.take<float>(1)),
         panels(pieces.take<E>(Scheme::kernels * Scheme::kernels *
                               packed_size(in_channels, out_channels))),
         in_channels(in_channels),
@@ -153,19 +238,32 @@ struct WinogradWeights {
   void pack(const void* weight, const void* biases) const {
     const auto* from = static_cast<const Storage*>(weight);
     pack_bias<Storage>(biases, out_channels, bias);
-    for (int i = 0; i < Scheme::kernels * Scheme::kernels; ++i)
+    const auto at = [&](std::int64_t kernel, std::int64_t k, std::int64_t n) {
+      const int i = static_cast<int>(kernel);
+      double transformed = 0;
+      for (int y = 0; y < 3; ++y)
+        for (int x = 0; x < 3; ++x)
+          transformed += Scheme::kernel(i / Scheme::kernels, y) *
+                         Scheme::kernel(i % Scheme::kernels, x) *
+                         wide(from[((n * in_channels + k) * 3 + y) * 3 + x]);
+      return transformed;
+    };
+    constexpr std::int64_t count = Scheme::kernels * Scheme::kernels;
+    const double larger = weight_headroom<E>(
+        count * in_channels, out_channels, [&](std::int64_t k, std::int64_t n) {
+          return at(k / in_channels, k % in_channels, n);
+        });
+    *scale = static_cast<float>(1 / (larger * headroom<E>));
+    for (std::int64_t kernel = 0; kernel < count; ++kernel)
       evsam::EVSAM_ISA::pack(
-          in_channels, out_channels, panels + i * packed_size(in_channels, out_channels),
-          [&](std::int64_t k, std::int64_t n) {
-            double transformed = 0;
-            for (int y = 0; y < 3; ++y)
-              for (int x = 0; x < 3; ++x)
-                transformed += Scheme::kernel(i / Scheme::kernels, y) *
-                               Scheme::kernel(i % Scheme::kernels, x) *
-                               wide(from[((n * in_channels + k) * 3 + y) * 3 + x]);
-            return transformed;
-          });
+          in_channels, out_channels, panels + kernel * packed_size(in_channels, out_channels),
+          [&](std::int64_t k, std::int64_t n) { return at(kernel, k, n) * larger; });
   }
+};
+
+// The rows that a tile's outputs are: as many as lie within the map, line by line.
+struct Place {
+  std::int64_t first, height, width;
 };
 
 // What one thread needs for `tiles` tiles.
@@ -179,7 +277,8 @@ struct WinogradRoom {
   std::int64_t transformed_stride, product_stride;
   E* transformed;        // [points][in_channels / block][tiles][block]
   float* products;       // [points][tiles][columns_at_once]
-  std::int64_t* pixels;  // [tiles][outputs]
+  std::int64_t* pixels;  // of the output map, one for every row of what tiles give: [tiles * outputs]
+  Place* places;         // [tiles]
   Storage* zeros;        // [in_channels]
 
   WinogradRoom(Pieces& pieces, std::int64_t tiles, std::int64_t in_channels)
@@ -188,6 +287,7 @@ struct WinogradRoom {
         transformed(pieces.take<E>(points * transformed_stride)),
         products(pieces.take<float>(points * product_stride)),
         pixels(pieces.take<std::int64_t>(tiles * outputs)),
+        places(pieces.take<Place>(tiles)),
         zeros(pieces.take<Storage>(in_channels)) {}
 };
 
@@ -214,20 +314,21 @@ struct Tiles {
   }
 };
 
-// Transforms the map under tile `index` and stores where its outputs belong.
+// Transforms the map under tile `index` and stores where its outputs belong, which are rows from `row`
+// on. Returns the row after them.
 template <class Scheme, class Storage>
-void transform_tile(const Map<Storage>& in, const Tiles<Scheme>& tiles, std::int64_t index,
-                    std::int64_t slot, std::int64_t slots, const WinogradRoom<Scheme, Storage>& room) {
+std::int64_t transform_tile(const Map<Storage>& in, const Tiles<Scheme>& tiles, std::int64_t index,
+                            std::int64_t slot, std::int64_t slots, std::int64_t row,
+                            const WinogradRoom<Scheme, Storage>& room) {
   constexpr int points = Scheme::points, outputs = Scheme::outputs;
   const std::int64_t image = index / (tiles.down * tiles.across);
   const std::int64_t top = index / tiles.across % tiles.down * outputs;
   const std::int64_t left = index % tiles.across * outputs;
-  for (int y = 0; y < outputs; ++y)
-    for (int x = 0; x < outputs; ++x) {
-      const bool inside = top + y < tiles.height && left + x < tiles.width;
-      const std::int64_t pixel = (image * tiles.height + top + y) * tiles.width + left + x;
-      room.pixels[(slot * outputs + y) * outputs + x] = inside ? pixel : -1;
-    }
+  const Place place{row, least(outputs, tiles.height - top), least(outputs, tiles.width - left)};
+  for (std::int64_t y = 0; y < place.height; ++y)
+    for (std::int64_t x = 0; x < place.width; ++x)
+      room.pixels[row++] = (image * tiles.height + top + y) * tiles.width + left + x;
+  room.places[slot] = place;
 
   const Storage* sources[points][points];
   for (int y = 0; y < points; ++y)
@@ -262,13 +363,17 @@ void transform_tile(const Map<Storage>& in, const Tiles<Scheme>& tiles, std::int
       for (int x = 0; x < points; ++x) put(to + (y * points + x) * room.transformed_stride, v[x]);
     }
   }
+  return row;
 }
 
-// Transforms the products of one tile back, from column `first` on, and passes them on.
-template <class Scheme, class Storage, class Activate, class Sink>
+// Transforms the products of one tile back, from column `first` on, and passes them on. `whole` says
+// that all outputs lie within the map.
+template <class Scheme, bool whole, class Storage, class Activate, class Sink>
 void finish_tile(const WinogradRoom<Scheme, Storage>& room, std::int64_t slot, std::int64_t first,
-                 std::int64_t end, const float* bias, const Activate& activate, const Sink& sink) {
+                 std::int64_t end, const WinogradWeights<Scheme, Storage>& weights,
+                 const Activate& activate, const Sink& sink) {
   constexpr int points = Scheme::points, outputs = Scheme::outputs;
+  const Place place = room.places[slot];
   for (std::int64_t column = first; column < end; column += lanes) {
     const float* from = room.products + slot * columns_at_once + column - first;
     Vec half[outputs][points];
@@ -281,27 +386,32 @@ void finish_tile(const WinogradRoom<Scheme, Storage>& room, std::int64_t slot, s
 #pragma GCC unroll 8
       for (int i = 0; i < outputs; ++i) half[i][x] = y[i];
     }
-    const Vec offset = load(bias + column);
+    const Vec scale = broadcast(*weights.scale), bias = load(weights.bias + column);
 #pragma GCC unroll 8
     for (int y = 0; y < outputs; ++y) {
       Vec line[outputs];
       Scheme::output(half[y], line);
 #pragma GCC unroll 8
       for (int x = 0; x < outputs; ++x)
-        sink((slot * outputs + y) * outputs + x)(column, activate(line[x] + offset));
+        if (whole)
+          sink(place.first + y * outputs + x)(column, activate(fma(line[x], scale, bias)));
+        else if (y < place.height && x < place.width)
+          sink(place.first + y * place.width + x)(column, activate(fma(line[x], scale, bias)));
     }
   }
 }
 
-// activation(conv(x) + bias) at tiles [first, first + count), into the sink.
+// activation(conv(x) + bias) at tiles [first, first + count), into the sink. Returns the number of rows.
 template <class Scheme, class Storage, class Sink>
-void convolve_tiles(const Map<Storage>& in, const WinogradWeights<Scheme, Storage>& weights,
-                    const Tiles<Scheme>& tiles, std::int64_t first, std::int64_t count,
-                    const WinogradRoom<Scheme, Storage>& room, Activation activation,
-                    const Sink& sink) {
+std::int64_t convolve_tiles(const Map<Storage>& in, const WinogradWeights<Scheme, Storage>& weights,
+                            const Tiles<Scheme>& tiles, std::int64_t first, std::int64_t count,
+                            const WinogradRoom<Scheme, Storage>& room, Activation activation,
+                            const Sink& sink) {
   constexpr int points = Scheme::points;
   for (std::int64_t c = 0; c < in.channels; ++c) room.zeros[c] = Storage{};
-  for (std::int64_t t = 0; t < count; ++t) transform_tile(in, tiles, first + t, t, count, room);
+  std::int64_t rows = 0;
+  for (std::int64_t t = 0; t < count; ++t)
+    rows = transform_tile(in, tiles, first + t, t, count, rows, room);
   const std::int64_t columns = round_up(weights.out_channels);
   for (std::int64_t begin = 0; begin < columns; begin += columns_at_once) {
     const std::int64_t end = least(begin + columns_at_once, columns);
@@ -315,9 +425,13 @@ void convolve_tiles(const Map<Storage>& in, const WinogradWeights<Scheme, Storag
       }
     with_activation<Storage>(activation, [&](const auto& activate) {
       for (std::int64_t t = 0; t < count; ++t)
-        finish_tile<Scheme>(room, t, begin, end, weights.bias, activate, sink);
+        if (room.places[t].height == Scheme::outputs && room.places[t].width == Scheme::outputs)
+          finish_tile<Scheme, true>(room, t, begin, end, weights, activate, sink);
+        else
+          finish_tile<Scheme, false>(room, t, begin, end, weights, activate, sink);
     });
   }
+  return rows;
 }
 
 }  // namespace

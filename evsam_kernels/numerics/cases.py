@@ -379,6 +379,18 @@ _SETTINGS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
             "32 channels, stride 2, odd size": {"channels": (32, 40), "size": (13, 7), "stride": 2},
         },
         {
+            **{
+                f"large map, {kind}": {"channels": (64, 40), "size": (33, 35), "kind": kind}
+                for kind in INPUT_KINDS
+            },
+            "large map, large sum taken back by the residual": {
+                "channels": (64, 40),
+                "size": (32, 33),
+                "kind": "large",
+                "residual": True,
+            },
+            "large map, 32 channels": {"channels": (32, 40), "size": (33, 35)},
+            "large map, stride 2": {"channels": (64, 40), "size": (35, 33), "stride": 2},
             "L0 stem": {"channels": (3, 32), "size": (64, 64), "stride": 2, "activation": "gelu"},
             "L0 residual block, first": {
                 "channels": (32, 32),
@@ -421,6 +433,15 @@ _SETTINGS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
             },
         },
         {
+            **{
+                f"large map, {kind}": {"channels": (64, 72, 40), "size": (33, 35), "kind": kind}
+                for kind in INPUT_KINDS
+            },
+            "large map, residual": {
+                "channels": (64, 72, 64),
+                "size": (32, 33),
+                "residual": True,
+            },
             "L0 stage 1, strided": {"channels": (32, 512, 64), "size": (32, 32), "stride": 2},
             "L0 stage 1": {"channels": (64, 256, 64), "size": (16, 16), "residual": True},
             "L0 stage 2, strided": {"channels": (64, 1024, 128), "size": (16, 16), "stride": 2},

@@ -35,6 +35,11 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
+def large_maps(height: int, width: int) -> bool:
+    """Whether maps of that size are large to convolutions; see `csrc/include/evsam/conv_act.h`."""
+    return height * width >= 32 * 32
+
+
 def check_inputs(
     op: str, accepted: Sequence[torch.dtype], x: Tensor, *others: Tensor | None
 ) -> None:
@@ -115,7 +120,9 @@ def packed(
         if not current:
             states = [_State(tensor) for tensor in tensors]
             result = pack(*contiguous)
-            # Replaces what other instruction sets and settings have left behind.
-            kept.clear()
+            # What other instruction sets and values have left behind is of no more use.
+            for other, ((first, *_), _) in list(kept.items()):
+                if other[0] != key[0] or not first.describes(tensors[0]):
+                    del kept[other]
             kept[key] = (states, result)
     return result

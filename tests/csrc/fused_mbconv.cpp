@@ -51,15 +51,16 @@ int main() {
     int turn = 0;
     for (std::int64_t kernel : {1, 3, 5, 7})
       for (std::int64_t stride : {1, 2, 3}) {
-        check(dtype, 1, 7, 5, {13, 27, 5, kernel, stride}, turn++);
-        check(dtype, 2, 4, 6, {1, 33, 40, kernel, stride}, turn++);
+        check(dtype, 1, 7, 5, {13, 27, 5, kernel, stride, false}, turn++);
+        check(dtype, 2, 4, 6, {1, 33, 40, kernel, stride, false}, turn++);
       }
-    for (std::int64_t stride : {1, 2})
-      for (std::int64_t size : {1, 2, 3, 5, 6, 13})
-        check(dtype, 1, size, 14 - size, {32, 40, 33, 3, stride}, turn++);
-    check(dtype, 2, 9, 8, {64, 96, 64, 3, 1}, turn++);
-    check(dtype, 2, 9, 8, {64, 96, 64, 3, 2}, turn++);
-    check(dtype, 0, 4, 4, {32, 40, 32, 3, 1}, turn++);
-    check(dtype, 1, 5, 5, {32, 288, 32, 3, 1}, turn++);
+    for (bool large_maps : {false, true})
+      for (std::int64_t stride : {1, 2}) {
+        for (std::int64_t size : {1, 2, 3, 5, 6, 13})
+          check(dtype, 1, size, 14 - size, {32, 40, 33, 3, stride, large_maps}, turn++);
+        check(dtype, 2, 9, 8, {64, 96, 64, 3, stride, large_maps}, turn++);
+      }
+    check(dtype, 0, 4, 4, {32, 40, 32, 3, 1, false}, turn++);
+    check(dtype, 1, 5, 5, {32, 288, 32, 3, 1, false}, turn++);
   });
 }

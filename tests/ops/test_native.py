@@ -201,21 +201,39 @@ def test_weights_made_in_inference_mode_are_never_stale():
         torch.testing.assert_close(ops.conv_act(x, weight, backend="cpu"), 2 * once)
 
 
-def test_modules_fused_in_inference_mode_are_packed_once(monkeypatch):
-    count = 0
+@pytest.fixture
+def packs(monkeypatch):
+    """The settings that weights of `conv_act` were packed with, in order."""
+    settings = []
     pack = _cpu.pack_conv_act
 
-    def counting(**arguments):
-        nonlocal count
-        count += 1
+    def noting(**arguments):
+        settings.append(arguments)
         return pack(**arguments)
 
-    monkeypatch.setattr(_cpu, "pack_conv_act", counting)
+    monkeypatch.setattr(_cpu, "pack_conv_act", noting)
+    return settings
+
+
+def test_modules_fused_in_inference_mode_are_packed_once(packs):
     with torch.inference_mode():
         fused = ek.fuse(ek.nn.ConvLayer(8, 8).eval(), backend="cpu")
         for _ in range(3):
             fused(torch.randn(1, 8, 4, 4))
-    assert count == 1
+    assert len(packs) == 1
+
+
+def test_weights_are_packed_once_for_small_maps_and_once_for_large_ones(packs):
+    weight = torch.randn(8, 32, 3, 3)
+    for _ in range(2):
+        for size in ((31, 33), (32, 32), (8, 128)):
+            ops.conv_act(torch.randn(1, 32, *size), weight, backend="cpu")
+    assert [settings["large_maps"] for settings in packs] == [False, True]
+    x = torch.randn(1, 32, 32, 32)
+    once = ops.conv_act(x, weight, backend="cpu")
+    weight.mul_(2)
+    assert torch.equal(ops.conv_act(x, weight, backend="cpu"), 2 * once)
+    assert len(packs) == 3
 
 
 def test_a_copy_of_a_module_has_weights_of_its_own():
@@ -236,7 +254,13 @@ def test_weights_for_another_instruction_set_are_refused():
     weight = torch.randn(8, 8, 1, 1)
     sizes = {"in_channels": 8, "out_channels": 8, "kernel": 1, "stride": 1}
     packed = _cpu.pack_conv_act(
-        weight=weight.data_ptr(), bias=None, dilation=1, groups=1, dtype="float32", **sizes
+        weight=weight.data_ptr(),
+        bias=None,
+        dilation=1,
+        groups=1,
+        large_maps=False,
+        dtype="float32",
+        **sizes,
     )
     assert packed.isa == _cpu.isa()
     assert packed.nbytes >= weight.nbytes
@@ -290,6 +314,7 @@ def test_wrong_sizes_are_refused_before_the_kernel(function, wrong, message):
         "stride": 1,
         "dilation": 1,
         "groups": 1,
+        "large_maps": False,
         "dtype": "float32",
     }
     arguments = weights

@@ -10,6 +10,7 @@ namespace evsam {
 struct FusedMBConvShape {
   std::int64_t in_channels, mid_channels, out_channels;
   std::int64_t kernel, stride;  // of the first convolution
+  bool large_maps;              // as in ConvShape
 };
 
 struct FusedMBConvWeights {

@@ -15,6 +15,7 @@ from evsam_kernels.ops.native import (
     check_inputs,
     dense_residual,
     dtype_name,
+    large_maps,
     native,
     packed,
 )
@@ -55,6 +56,7 @@ def fused_mbconv(
     batch, in_channels, height, width = x.shape
     mid_channels, _, kernel, _ = spatial_weight.shape
     out_channels = point_weight.shape[0]
+    large = large_maps(height, width)
 
     def pack(
         spatial_weight: Tensor,
@@ -72,6 +74,7 @@ def fused_mbconv(
             out_channels=out_channels,
             kernel=kernel,
             stride=stride,
+            large_maps=large,
             dtype=dtype_name(spatial_weight),
         )
 
@@ -79,7 +82,7 @@ def fused_mbconv(
     size = (conv_output_size(height, stride), conv_output_size(width, stride))
     y = empty_channels_last(x, (batch, out_channels, *size))
     native().fused_mbconv(
-        packed=packed(weights, (stride,), pack),
+        packed=packed(weights, (stride, large), pack),
         x=x.data_ptr(),
         y=y.data_ptr(),
         residual=address(residual),
