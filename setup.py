@@ -1,4 +1,4 @@
-"""Builds the C++ extension modules; everything else about the package is declared in pyproject.toml.
+"""Builds the C++ extension modules; pyproject.toml declares everything else about the package.
 
 They are `_cpu`, the kernels, and `_simt`, the executor of GPU kernels. EVSAM_BUILD_CPU says what to
 do about them: 0 leaves them out, 1 builds them or fails, auto (the default) builds them where there

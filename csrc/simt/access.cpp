@@ -271,15 +271,20 @@ void Block::unwritten(const Warp&, const Instruction& instruction, std::uint32_t
 
 // ---- who touched it last
 
+Access Block::access_now(const Warp& warp, const Request& request, int lane) const {
+    Access access;
+    access.instruction = request.instruction->index;
+    access.clock = warp.clock;
+    access.warp = std::uint64_t(warp.index);
+    access.lane = std::uint64_t(lane);
+    access.strong = request.ordering.strong;
+    access.pending = request.pending;
+    return access;
+}
+
 void Block::check(Warp& warp, const Request& request, int lane, BlockShadow& shadow, int buffer,
                   std::uint64_t offset) {
-    Access me;
-    me.instruction = request.instruction->index;
-    me.clock = warp.clock;
-    me.warp = std::uint64_t(warp.index);
-    me.lane = std::uint64_t(lane);
-    me.strong = request.ordering.strong;
-    me.pending = request.pending;
+    const Access me = access_now(warp, request, lane);
 
     // The first of each kind that is found.
     struct Found {
@@ -419,6 +424,8 @@ void Block::acquire(Warp& warp, const Link* link, bool beyond_block) {
         for (std::size_t i = 0; i < clocks.size(); ++i) {
             if (int(i) != warp.index) warp.known[i] = std::max(warp.known[i], clocks[i]);
         }
+        std::uint32_t& strong = warp.known_strong[link->write.warp];
+        strong = std::max(strong, std::uint32_t(link->write.clock));
     }
     if (beyond_block && knowledge_) knowledge_->add(link);
 }
@@ -456,7 +463,8 @@ void Block::synchronise(Warp& warp, const Request& request, Mask mask, Releases&
         const Release* released = beyond_block ? warp.fenced_device : warp.fenced;
         if (request.ordering.releases) released = release(warp, releases);
         for (Mask rest = mask; rest; rest &= rest - 1) {
-            releases.publish(request.address[std::countr_zero(rest)], released,
+            const int lane = std::countr_zero(rest);
+            releases.publish(request.address[lane], released, access_now(warp, request, lane),
                              request.intent == Intent::update);
         }
     }

@@ -485,12 +485,14 @@ bool Block::complete_barriers() {
 
 void Block::complete(std::uint32_t id) {
     Clocks clocks = barriers_[id].clocks;
+    Clocks strong{};
     std::uint32_t votes = 0;
     std::uint32_t voters = 0;
     for (const Warp& warp : warps_) {
         if (!warp.arrived || warp.barrier != id) continue;
         for (std::size_t i = 0; i < clocks.size(); ++i) {
             clocks[i] = std::max(clocks[i], warp.known[i]);
+            strong[i] = std::max(strong[i], warp.known_strong[i]);
         }
         clocks[warp.index] = warp.clock;
         votes += std::uint32_t(std::popcount(warp.barrier_vote));
@@ -509,6 +511,7 @@ void Block::complete(std::uint32_t id) {
             warp.predicate(result) = yes ? ALL_LANES : 0;
         }
         warp.known = clocks;
+        warp.known_strong = strong;
         warp.known[warp.index] = warp.clock;
         ++warp.clock;
         warp.touched = false;

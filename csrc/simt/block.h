@@ -79,7 +79,8 @@ struct Warp {
 
     // ---- time, where accesses are checked
     std::uint32_t clock = 1;
-    Clocks known{};       // of its own clock, the one before
+    Clocks known{};         // of its own clock, the one before
+    Clocks known_strong{};  // of the strong accesses that it acquired from, beyond `known`
     bool touched = false; // memory, since the clock ticked
     std::vector<const Link*> observed;       // by strong reads, for the next fence to acquire
     const Release* fenced = nullptr;         // what its strong writes release
@@ -95,6 +96,7 @@ struct Warp {
     void tick();
     bool knows(Access access, int lane) const {
         return access.clock <= known[access.warp] ||
+               (access.strong && access.clock <= known_strong[access.warp]) ||
                (int(access.warp) == index && int(access.lane) == lane);
     }
     std::uint32_t thread(int lane) const { return std::uint32_t(index * LANES + lane); }
@@ -178,6 +180,7 @@ class Block {
     void store(const Request& request, int lane);
     void unwritten(const Warp& warp, const Instruction& instruction, std::uint32_t thread,
                    const std::string& buffer, std::int64_t offset);
+    Access access_now(const Warp& warp, const Request& request, int lane) const;
     void check(Warp& warp, const Request& request, int lane, BlockShadow& shadow, int buffer,
                std::uint64_t offset);
     void need(int buffer, std::uint64_t offset, int bytes, Access reader);

@@ -162,9 +162,11 @@ struct Release {
     std::size_t known = 0;  // links of `knowledge`
 };
 
-// What was released at an address: by the last strong write, and by those that it read.
+// What was released at an address: by the last strong write, and by those that it read. The write
+// comes after what it releases, and is known with it.
 struct Link {
     const Release* release;
+    Access write;
     const Link* earlier;
 };
 
@@ -188,14 +190,14 @@ class Releases {
     }
 
     // A strong write; one that reads as well continues what was released there before.
-    void publish(std::uint64_t address, const Release* release, bool reads) {
+    void publish(std::uint64_t address, const Release* release, Access write, bool reads) {
         const Link*& head = by_address_[address];
         if (!reads) head = nullptr;
-        if (release == nullptr || (head && head->release == release)) return;
+        if (release == nullptr) return;
         const bool covered = head && head->release->block == release->block &&
                              std::equal(head->release->clocks.begin(), head->release->clocks.end(),
                                         release->clocks.begin(), std::less_equal<>());
-        head = &links_.emplace_back(Link{release, covered ? head->earlier : head});
+        head = &links_.emplace_back(Link{release, write, covered ? head->earlier : head});
     }
 
    private:
@@ -214,7 +216,10 @@ class KnownBlocks {
     bool knows(std::uint32_t block, Access access) {
         collect();
         const auto found = blocks_.find(block);
-        return found != blocks_.end() && access.clock <= found->second[access.warp];
+        if (found == blocks_.end()) return false;
+        const auto& [all, strong] = found->second;
+        return access.clock <= all[access.warp] ||
+               (access.strong && access.clock <= strong[access.warp]);
     }
 
    private:
@@ -229,16 +234,19 @@ class KnownBlocks {
             open_.pop_back();
             for (; link && seen_.insert(link).second; link = link->earlier) {
                 const Release& release = *link->release;
-                Clocks& clocks = blocks_[release.block];
-                for (std::size_t i = 0; i < clocks.size(); ++i) {
-                    clocks[i] = std::max(clocks[i], release.clocks[i]);
+                auto& [all, strong] = blocks_[release.block];
+                for (std::size_t i = 0; i < all.size(); ++i) {
+                    all[i] = std::max(all[i], release.clocks[i]);
                 }
+                std::uint32_t& write = strong[link->write.warp];
+                write = std::max(write, std::uint32_t(link->write.clock));
                 if (release.knowledge) add(*release.knowledge, release.known);
             }
         }
     }
 
-    std::unordered_map<std::uint32_t, Clocks> blocks_;
+    // Of all accesses, and of strong ones.
+    std::unordered_map<std::uint32_t, std::pair<Clocks, Clocks>> blocks_;
     std::unordered_map<const Knowledge*, std::size_t> done_;
     std::unordered_set<const Link*> seen_;
     std::vector<const Link*> open_;

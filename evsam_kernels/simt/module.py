@@ -190,9 +190,8 @@ class Module:
             if isinstance(arg, (torch.Tensor, np.ndarray)):
                 arg = Buffer(arg)
             if isinstance(arg, Buffer):
-                buffers.append(
-                    (arg, arg.name or _name(parameter, name, number), _memory(arg.array, label))
-                )
+                shown = arg.name or _name(parameter, name, number)
+                buffers.append((arg, shown, _memory(arg.array, label)))
                 value = buffers[-1][2][0].to_bytes(8, "little")
             else:
                 value = _scalar(arg, parameter.size, label)

@@ -1,4 +1,4 @@
-"""What a launch in the executor did: faults, counters of every instruction, totals by source line."""
+"""What a launch in the executor did: faults, counters of instructions, totals by source line."""
 
 from __future__ import annotations
 
@@ -49,12 +49,13 @@ class Fault:
         kind: "out of bounds", "misaligned", "write to read-only memory", "race",
             "uninitialised read", "unfinished copy" (a read of cp.async data nobody waited for),
             "divergent barrier", "divergent synchronisation" (of the lanes of a warp), "undefined
-            shuffle", "deadlock", "step limit", "trap" or "wild branch". The last four end the block.
+            shuffle", "deadlock", "step limit", "trap" or "wild branch". The last four end the
+            block.
         message: what happened, in words.
         instruction: which did it.
         block, thread: who did it.
-        buffer, offset: where: a buffer of the launch, "shared" or "local", and bytes from its start;
-            "" where no memory is involved.
+        buffer, offset: where: a buffer of the launch, "shared" or "local", and bytes from its
+            start; "" where no memory is involved.
         other_block, other_thread, other_instruction: the other side of a race, or None.
         count: how often this instruction did the same to this buffer, in all blocks.
     """
