@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
             text = json.dumps(as_json(inspections, arguments.arch), indent=1) + "\n"
             write_atomically(arguments.json, lambda file: file.write(text.encode()))
         if arguments.plot is not None:
-            bounds = {found.kernel: found.bound for found in inspections if found.bound}
+            bounds = [(found.kernel, found.bound) for found in inspections if found.bound]
             file_format = arguments.plot.suffix[1:].lower()
             write_atomically(arguments.plot, lambda file: plot.draw(bounds, file, file_format))
     except OSError as error:

@@ -34,6 +34,10 @@ _ISSUED = {
     *("ld", "st", "atom", "red", "cp", "ldmatrix", "stmatrix"),
     *("shfl", "vote", "match", "redux", "bar", "barrier", "activemask"),
 }
+_FP32 = {
+    **{"mul": "multiply", "add": "add", "sub": "add"},
+    **{"fma": "multiply-add", "mad": "multiply-add"},
+}
 _MMA_TYPES = {
     *("f16", "bf16", "tf32", "f32", "f64", "e4m3", "e5m2"),
     *("b1", "s4", "u4", "s8", "u8", "s32"),
@@ -65,40 +69,44 @@ class Work:
             raise ValueError("report must be that of a checked launch: launch it with check=True")
         amounts: defaultdict[str, float] = defaultdict(float)
         past_l1 = 0.0
-        multiplications = additions = fused = issued = 0.0
-        warps = report.counters["warp_executions"]
-        sectors, wavefronts = report.counters["sectors"], report.counters["wavefronts"]
         for index, instruction in enumerate(report.instructions):
-            executions = float(warps[index])
             opcode, *modifiers = _opcode(instruction.text)
-            amounts["shared memory"] += float(wavefronts[index])
-            if opcode == "mma" and "sp" not in modifiers:
-                limit, operations = _tensor(modifiers)
-                amounts[limit] += operations * executions
-                issued += executions
-            elif opcode in _SPECIAL and not _INTEGERS & {*modifiers}:
-                amounts["special function"] += _LANES * executions
-                issued += executions
-            elif "f32" in modifiers[-1:] and opcode in ("fma", "mad"):
-                fused += executions
-            elif "f32" in modifiers[-1:] and opcode == "mul":
-                multiplications += executions
-            elif "f32" in modifiers[-1:] and opcode in ("add", "sub"):
-                additions += executions
-            elif opcode in _ISSUED and not {"param", "const", "local"} & {*modifiers}:
-                issued += executions
+            executions = float(report.counters["warp_executions"][index])
+            limit, operations = _use(opcode, modifiers)
+            amounts[limit] += operations * executions
+            if limit.startswith("tensor ") or limit == "special function":
+                amounts["issue"] += executions
+            amounts["shared memory"] += float(report.counters["wavefronts"][index])
             if opcode in ("ld", "cp") and _PAST_L1 & {*modifiers}:
-                past_l1 += _SECTOR * float(sectors[index])
-        fp32 = fused + max(multiplications, additions)
+                past_l1 += _SECTOR * float(report.counters["sectors"][index])
+        multiplications, additions = amounts.pop("multiply", 0.0), amounts.pop("add", 0.0)
+        fp32 = amounts.pop("multiply-add", 0.0) + max(multiplications, additions)
         amounts["fp32"] = _LANES * fp32
-        amounts["issue"] = issued + fp32
+        amounts["issue"] += fp32
         read = sum(read for read, _ in report.unique_bytes.values())
         written = sum(written for _, written in report.unique_bytes.values())
         amounts["L2 reads"] = max(past_l1, read)
         amounts["DRAM"] = read + written
         return Work(
-            math.prod(report.grid), {limit: amount for limit, amount in amounts.items() if amount}
+            math.prod(report.grid),
+            {limit: amount for limit, amount in amounts.items() if limit and amount},
         )
+
+
+def _use(opcode: str, modifiers: list[str]) -> tuple[str, float]:
+    """What one execution by a warp uses up, and how much; "" for what the assembler may drop.
+
+    FP32 arithmetic comes as "multiply", "add" and "multiply-add", as the assembler may fuse it.
+    """
+    if opcode == "mma" and "sp" not in modifiers:
+        return _tensor(modifiers)
+    if opcode in _SPECIAL and not _INTEGERS & {*modifiers}:
+        return "special function", _LANES
+    if opcode in _FP32 and modifiers[-1] == "f32":
+        return _FP32[opcode], 1
+    if opcode in _ISSUED and not {"param", "const", "local"} & {*modifiers}:
+        return "issue", 1
+    return "", 0
 
 
 def _opcode(text: str) -> list[str]:
@@ -142,11 +150,13 @@ class Bound:
 
     Attributes:
         gpu: where.
+        work: what must be done.
         terms: the largest first.
         uncounted: what the launch does and the GPU has no published rate for.
     """
 
     gpu: Gpu
+    work: Work
     terms: tuple[Term, ...]
     uncounted: tuple[str, ...]
 
@@ -166,7 +176,8 @@ class Bound:
             return f"{self.gpu.name}: no bound, as nothing was counted"
         return (
             f"{self.gpu.name}: at least {1e6 * self.seconds:.3g} us, bound by {binding.limit} "
-            f"({binding.amount:.4g} {binding.rate.unit} at {binding.rate.derivation})"
+            f"({binding.amount:.4g} {binding.rate.unit} in {self.work.blocks} blocks, at "
+            f"{binding.rate.derivation})"
         )
 
 
@@ -202,6 +213,7 @@ def bound(launch: Report | Work, on: str | Gpu = "a100-40gb") -> Bound:
         terms.append(Term(most.limit, sum(t.seconds for t in tensor), most.amount, most.rate))
     return Bound(
         where,
+        work,
         tuple(sorted(terms, key=lambda term: -term.seconds)),
         tuple(limit for limit in work.amounts if limit not in where.rates),
     )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import BinaryIO
 
 from evsam_kernels.simt.bounds import Bound
 
 
-def draw(bounds: Mapping[str, Bound], file: BinaryIO, file_format: str) -> None:
+def draw(bounds: Sequence[tuple[str, Bound]], file: BinaryIO, file_format: str) -> None:
     """Write a figure with one panel per kernel: a bar per term, the binding one dark.
 
     Args:
-        bounds: by the kernels' names, one or more.
+        bounds: with the kernels' names, one or more.
         file: where the figure goes.
         file_format: "png", "pdf" or "svg".
 
@@ -22,11 +22,11 @@ def draw(bounds: Mapping[str, Bound], file: BinaryIO, file_format: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    heights = [1 + 0.3 * max(1, len(bound.terms)) for bound in bounds.values()]
+    heights = [1 + 0.3 * max(1, len(bound.terms)) for _, bound in bounds]
     figure = Figure(figsize=(8, 0.6 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(bounds), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for panel, (kernel, bound) in zip(panels, bounds.items(), strict=True):
+    for panel, (kernel, bound) in zip(panels, bounds, strict=True):
         terms = bound.terms[::-1]
         bars = panel.barh(
             [term.limit for term in terms],

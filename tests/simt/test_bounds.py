@@ -94,7 +94,8 @@ def test_the_binding_term_is_named_with_its_rate() -> None:
     bound = simt.bound(work)
     assert bound.binding is bound.terms[0]
     assert str(bound) == (
-        "NVIDIA A100 SXM 40 GB: at least 1 us, bound by DRAM (1.555e+06 bytes at 1.555e+12 bytes/s)"
+        "NVIDIA A100 SXM 40 GB: at least 1 us, bound by DRAM "
+        "(1.555e+06 bytes in 108 blocks, at 1.555e+12 bytes/s)"
     )
     assert simt.bound(work, "a100-80gb").seconds == pytest.approx(1555e3 / 2039e9)
 
@@ -110,6 +111,13 @@ def test_a_launch_that_does_nothing_has_no_bound() -> None:
     bound = simt.bound(simt.Work(1, {}))
     assert (bound.binding, bound.seconds) == (None, 0.0)
     assert "nothing was counted" in str(bound)
+
+
+def test_an_unchecked_launch_has_no_bound() -> None:
+    case = simt_kernels.CUDA["softmax"]()
+    report = case.launch(simt_kernels.cuda_module("softmax"), check=False)
+    with pytest.raises(ValueError, match="launch it with check=True"):
+        simt.bound(report)
 
 
 def test_every_kernel_has_a_bound_on_every_gpu() -> None:

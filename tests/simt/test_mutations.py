@@ -162,6 +162,13 @@ CUDA = [
         "        last",
         RACE,
     ),
+    Mutation(
+        "acquiring fence deleted",
+        "split_k",
+        "== splits - 1;\n        __threadfence();",
+        "== splits - 1;",
+        RACE,
+    ),
     Mutation("not atomic", "split_k", "atomicAdd(&arrived[row], 1u)", "arrived[row]++", RACE),
     Mutation(
         "barrier of the partial sums deleted",
