@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _WARP = 32
-_REGISTERS = 65536  # Per multiprocessor, and at most so many per block.
+_REGISTERS = 65536  # Of a multiprocessor.
 _PARTITIONS = 4  # A multiprocessor's quarters: a warp lives in one and has its registers there.
 _REGISTER_UNIT = 256  # What a warp's registers are rounded up to.
 _SHARED_UNIT = 128  # What a block's shared memory is rounded up to, in bytes.
@@ -109,9 +109,6 @@ def _limit_of_registers(registers: int, warps: int, max_blocks: int) -> int:
     if registers == 0:
         return max_blocks
     per_warp = _round_up(registers * _WARP, _REGISTER_UNIT)
-    # A launch is refused as if every partition had to hold as many warps as the fullest one.
-    if per_warp * _round_up(warps, _PARTITIONS) > _REGISTERS:
-        return 0
     return _REGISTERS // _PARTITIONS // per_warp * _PARTITIONS // warps
 
 

@@ -54,6 +54,8 @@ extern "C" __global__ void kernel(float* x) {
 }"""
     work = simt.Work.of(counted(source, 1, 32, np.ones(3, np.float32)))
     assert work.amounts["special function"] == 2 * 32
+    # A load that L1 may serve; yet its bytes come through L2 once.
+    assert work.amounts["L2 reads"] == 3 * 4
 
 
 def test_multiplications_may_become_part_of_additions() -> None:
