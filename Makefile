@@ -30,7 +30,7 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist evsam_kernels/_cpu.*.so evsam_kernels/build_info.json *.egg-info
+	rm -rf .venv build dist evsam_kernels/_cpu.*.so evsam_kernels/_simt.*.so evsam_kernels/build_info.json *.egg-info
 
 # PyTorch comes first, so that nothing else pulls in another; without build isolation the build
 # needs nothing but what is installed here.

@@ -1,8 +1,9 @@
-"""Builds the native kernels; everything else about the package is declared in pyproject.toml.
+"""Builds the C++ extension modules; pyproject.toml declares everything else about the package.
 
-EVSAM_BUILD_CPU says what to do about the C++ kernels: 0 leaves them out, 1 builds them or fails,
-auto (the default) builds them where there is a working compiler and otherwise says why not. What
-happened is recorded in `evsam_kernels/build_info.json`.
+They are `_cpu`, the kernels, and `_simt`, the executor of GPU kernels. EVSAM_BUILD_CPU says what to
+do about them: 0 leaves them out, 1 builds them or fails, auto (the default) builds them where there
+is a working compiler and otherwise says why not. What happened is recorded in
+`evsam_kernels/build_info.json`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ CXX_FLAGS = (
     "-falign-functions=64 -falign-loops=64 "
     "-Wall -Wextra -Icsrc/include"
 )
+# Results of the executor do not depend on what the processor can fuse.
+SIMT_FLAGS = "-std=c++20 -ffp-contract=off"
 LINK_FLAGS = "-shared -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
 
 # Slowest first. Every kernel is compiled once for each, with EVSAM_ISA naming the namespace of
@@ -84,6 +87,9 @@ def find_toolchain() -> Toolchain:
     problem = complaint(cxx, "", "#include <vector>")
     if problem:
         raise CannotBuildError(f"the C++ compiler {cxx} does not work: {problem}")
+    problem = complaint(cxx, SIMT_FLAGS, "#include <bit>\nint zeros = std::countr_zero(8u);")
+    if problem:
+        raise CannotBuildError(f"the C++ compiler {cxx} is too old for C++20: {problem}")
     for package in ("pybind11", "ninja"):
         if importlib.util.find_spec(package) is None:
             raise CannotBuildError(f"{package} is missing: pip install {package}")
@@ -118,8 +124,12 @@ def decide(setting: str) -> Toolchain | str:
         return str(error)
 
 
-def units(toolchain: Toolchain) -> list[tuple[str, Path, str]]:
-    """What to compile apart from the bindings: name of the variant, source and its own flags."""
+# What to compile: the name of the variant, the source and its own flags.
+Unit = tuple[str, Path, str]
+
+
+def units(toolchain: Toolchain) -> list[Unit]:
+    """What the kernels are made of, apart from the bindings."""
     folder = Path("csrc/cpu")
     compiled_in = " ".join(f"-DEVSAM_WITH_{isa.upper()}" for isa in toolchain.isa_flags)
     baseline = sorted(folder.glob("baseline/*.cpp"))
@@ -130,42 +140,65 @@ def units(toolchain: Toolchain) -> list[tuple[str, Path, str]]:
     ]
 
 
-def compile_library(toolchain: Toolchain) -> Path:
-    """Compile what changed since the last time; returns the path of the library."""
+def simt_units() -> list[Unit]:
+    """What the executor is made of, apart from the bindings."""
+    folder = Path("csrc/simt")
+    return [
+        (source.parent.name, source, f"-Icsrc/simt {SIMT_FLAGS}")
+        for source in sorted(folder.rglob("*.cpp"))
+    ]
+
+
+def modules(toolchain: Toolchain) -> dict[str, list[Unit]]:
+    """What the extension modules are made of."""
     import pybind11
 
     headers = [sysconfig.get_path("include"), pybind11.get_include()]
-    bindings = ("python", Path("python/cpu.cpp"), shlex.join(f"-isystem{path}" for path in headers))
-    folder = Path("build", f"cpu{sysconfig.get_config_var('EXT_SUFFIX')}")
+    python = shlex.join(f"-isystem{path}" for path in headers)
+    simt = f"{python} -Icsrc/simt {SIMT_FLAGS}"
+    return {
+        "_cpu": [*units(toolchain), ("python", Path("python/cpu.cpp"), python)],
+        "_simt": [*simt_units(), ("python", Path("python/simt.cpp"), simt)],
+    }
+
+
+def compile_modules(toolchain: Toolchain) -> dict[str, Path]:
+    """Compile what changed since the last time; returns the path of each module."""
+    folder = Path("build", f"native{sysconfig.get_config_var('EXT_SUFFIX')}")
     command = f"{toolchain.cxx} {toolchain.flags}"
     rules = [f"builddir = {folder}", "rule compile", "  depfile = $out.d", "  deps = gcc"]
     rules += [f"  command = {command} $flags -MMD -MF $out.d -c $in -o $out"]
     rules += ["rule link", f"  command = {command} {LINK_FLAGS} $in -o $out"]
-    objects = []
-    for variant, source, flags in [*units(toolchain), bindings]:
-        objects.append(f"{folder}/{variant}/{source.stem}.o")
-        rules += [f"build {objects[-1]}: compile {source}", f"  flags = {flags}"]
-    rules += [f"build {folder}/_cpu.so: link {' '.join(objects)}", ""]
+    libraries = {}
+    for name, parts in modules(toolchain).items():
+        objects = []
+        for variant, source, flags in parts:
+            objects.append(f"{folder}/{name}/{variant}/{source.stem}.o")
+            rules += [f"build {objects[-1]}: compile {source}", f"  flags = {flags}"]
+        libraries[name] = folder / f"{name}.so"
+        rules += [f"build {libraries[name]}: link {' '.join(objects)}"]
     folder.mkdir(parents=True, exist_ok=True)
-    folder.joinpath("build.ninja").write_text("\n".join(rules))
+    folder.joinpath("build.ninja").write_text("\n".join([*rules, ""]))
     subprocess.run([sys.executable, "-m", "ninja", "-f", folder / "build.ninja"], check=True)
-    return folder / "_cpu.so"
+    return libraries
 
 
 class BuildNative(build_ext):
-    """Builds the C++ kernels or leaves them out, and records which."""
+    """Builds the C++ extension modules or leaves them out, and records which."""
 
     def run(self) -> None:
         decision = decide(os.environ.get("EVSAM_BUILD_CPU", "auto"))
         built = isinstance(decision, Toolchain)
         record = {"version": self.distribution.get_version(), "cpu_built": built}
-        library = Path(self.get_ext_fullpath(self.extensions[0].name))
-        library.parent.mkdir(parents=True, exist_ok=True)
-        fresh = compile_library(decision) if built else None
-        # Unlinked and not overwritten: a process may be running the old one.
-        library.unlink(missing_ok=True)
+        fresh = compile_modules(decision) if built else {}
+        for extension in self.extensions:
+            library = Path(self.get_ext_fullpath(extension.name))
+            library.parent.mkdir(parents=True, exist_ok=True)
+            # Unlinked and not overwritten: a process may be running the old one.
+            library.unlink(missing_ok=True)
+            if built:
+                shutil.copy(fresh[extension.name.rpartition(".")[2]], library)
         if built:
-            shutil.copy(fresh, library)
             record |= {"compiler": decision.version, "flags": decision.flags}
             record["isa_flags"] = decision.isa_flags
         else:
@@ -176,6 +209,9 @@ class BuildNative(build_ext):
 
 if __name__ == "__main__":
     setup(
-        ext_modules=[Extension("evsam_kernels._cpu", ["python/cpu.cpp"])],
+        ext_modules=[
+            Extension("evsam_kernels._cpu", ["python/cpu.cpp"]),
+            Extension("evsam_kernels._simt", ["python/simt.cpp"]),
+        ],
         cmdclass={"build_ext": BuildNative},
     )

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 
 import evsam_kernels
-from evsam_kernels.cli import demo, info, segment, validate
+from evsam_kernels.cli import demo, info, inspect, segment, validate
 from evsam_kernels.cli.errors import CommandError
 
 __all__ = ["main"]
 
-_SUBCOMMANDS = (segment, demo, validate, info)
+_SUBCOMMANDS = (segment, demo, validate, inspect, info)
 
 
 def _parser() -> argparse.ArgumentParser:

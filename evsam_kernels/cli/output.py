@@ -20,6 +20,30 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from evsam_kernels.cli.errors import CommandError
+from evsam_kernels.sam.masks import import_optional
+
+_PLOT_FORMATS = (".png", ".pdf", ".svg")
+
+
+def check_report_files(json_file: Path | None, plot_file: Path | None) -> None:
+    """Refuse values of --json and --plot that would only fail after the work was done.
+
+    Raises:
+        CommandError: a folder is missing, the plot's format is unknown, or matplotlib is missing.
+    """
+    for option, path in (("--json", json_file), ("--plot", plot_file)):
+        if path is not None and not path.parent.is_dir():
+            raise CommandError(f"{option} {path}: there is no folder {path.parent}; make it first")
+    if plot_file is None:
+        return
+    if plot_file.suffix.lower() not in _PLOT_FORMATS:
+        raise CommandError(f"--plot must end in {', '.join(_PLOT_FORMATS)}, got {plot_file}")
+    try:
+        import_optional("matplotlib", "--plot")
+    except ImportError as error:
+        raise CommandError(str(error)) from error
+
 
 def write_atomically(
     path: Path, write: Callable[[BinaryIO], object], *, keep: Sequence[Path] = ()

@@ -19,17 +19,15 @@ import evsam_kernels
 from evsam_kernels import backends
 from evsam_kernels.cli.errors import CommandError
 from evsam_kernels.cli.machine import Machine, machine
-from evsam_kernels.cli.output import progress, write_atomically
+from evsam_kernels.cli.output import check_report_files, progress, write_atomically
 from evsam_kernels.numerics import plot
 from evsam_kernels.numerics.budget import Row
 from evsam_kernels.numerics.validation import DTYPES, Step, badness, plan, summarise, validate
 from evsam_kernels.ops.registry import OPERATIONS
-from evsam_kernels.sam.masks import import_optional
 
 _CLOSEST_SHOWN = 5
 _FAILED_SHOWN = 20
 _PIPED_WIDTH = 150
-_PLOT_FORMATS = (".png", ".pdf", ".svg")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -73,11 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Validate and report; 0 when everything is within its budget, else 1."""
     device = _device(arguments.device)
     steps = _plan(arguments, device)
-    for option, path in (("--json", arguments.json), ("--plot", arguments.plot)):
-        if path is not None and not path.parent.is_dir():
-            raise CommandError(f"{option} {path}: there is no folder {path.parent}; make it first")
-    if arguments.plot is not None:
-        _check_plot(arguments.plot)
+    check_report_files(arguments.json, arguments.plot)
 
     rows: list[Row] = []
     with progress("validating", len(steps)) as advance:
@@ -100,16 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise CommandError(str(error)) from error
     return 0 if all(row.passed for row in rows) else 1
-
-
-def _check_plot(path: Path) -> None:
-    """Refuse what would only fail after the work was done."""
-    if path.suffix.lower() not in _PLOT_FORMATS:
-        raise CommandError(f"--plot must end in {', '.join(_PLOT_FORMATS)}, got {path}")
-    try:
-        import_optional("matplotlib", "--plot")
-    except ImportError as error:
-        raise CommandError(str(error)) from error
 
 
 def _device(name: str) -> torch.device:

@@ -20,11 +20,11 @@ def test_help_names_every_subcommand() -> None:
     done = subprocess.run([*PROGRAM, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith("usage: evsam ")
-    for command in ("segment", "demo", "info", "validate"):
+    for command in ("segment", "demo", "info", "inspect", "validate"):
         assert f"\n    {command} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["segment", "demo", "info", "validate"])
+@pytest.mark.parametrize("command", ["segment", "demo", "info", "inspect", "validate"])
 def test_every_subcommand_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([command, "--help"])

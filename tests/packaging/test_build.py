@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What setup.py needs of this checkout, with a package of one file."""
+    """What setup.py needs of this checkout, with a package of one room."""
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, tmp_path)
@@ -32,6 +32,7 @@ def checkout(tmp_path: Path) -> Path:
     package.mkdir()
     shutil.copy(ROOT / "evsam_kernels/py.typed", package)
     (package / "__init__.py").touch()
+    shutil.copytree(ROOT / "evsam_kernels/simt", package / "simt")
     return tmp_path
 
 
@@ -111,7 +112,7 @@ def test_wheel_carries_the_record(checkout: Path) -> None:
         "cpu_built": False,
         "cpu_reason": "EVSAM_BUILD_CPU=0",
     }
-    assert "evsam_kernels/py.typed" in names
+    assert {"evsam_kernels/py.typed", "evsam_kernels/simt/gpus.json"} <= set(names)
     assert not [name for name in names if name.endswith((".so", ".cpp"))]
     assert build_info.BuildInfo(**facts).cpu_reason == "EVSAM_BUILD_CPU=0"
 

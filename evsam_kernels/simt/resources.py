@@ -1,0 +1,167 @@
+"""What a kernel takes of a multiprocessor, and what its machine code consists of."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from evsam_kernels.simt import toolchain
+from evsam_kernels.simt.compile import TritonModule
+from evsam_kernels.simt.module import Module
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What NVIDIA's assembler made of one kernel.
+
+    Attributes:
+        registers: per thread.
+        spill_stores: bytes per thread that it stores for want of registers; None where only the
+            machine code is known, which does not tell them from arrays in local memory.
+        spill_loads: bytes per thread that it loads back; None as above.
+        stack: bytes of local memory per thread, spilled registers and arrays.
+        shared: bytes of static shared memory per block; dynamic memory is the launch's.
+        barriers: barriers that a block uses; None as above.
+        opcodes: instructions by mnemonic without modifiers, such as "HMMA", "LDGSTS" or "FFMA".
+    """
+
+    registers: int
+    spill_stores: int | None
+    spill_loads: int | None
+    stack: int
+    shared: int
+    barriers: int | None
+    opcodes: dict[str, int]
+
+    @property
+    def instructions(self) -> int:
+        """Instructions of the machine code, without the padding behind it."""
+        return sum(self.opcodes.values())
+
+
+def assemble(module: Module, arch: int | None = None) -> tuple[bytes, str]:
+    """Assemble a module's PTX with ptxas.
+
+    Args:
+        module: what to assemble.
+        arch: compute capability, 90 for sm_90; the one that it was compiled for where None.
+
+    Returns:
+        the cubin, and what ptxas reports of it.
+
+    Raises:
+        ToolNotFoundError: ptxas is not installed.
+        ToolError: ptxas refuses the PTX.
+    """
+    target = module.target if arch is None else f"sm_{arch}"
+    with tempfile.TemporaryDirectory() as folder:
+        ptx, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        ptx.write_text(module.ptx, encoding="utf-8")
+        log = toolchain.run(
+            "ptxas",
+            ["-v", "-lineinfo", f"-arch={target}", ptx, "-o", cubin],
+            # Triton is released with the assembler that it calls.
+            prefer="triton" if isinstance(module, TritonModule) else None,
+        )
+        return cubin.read_bytes(), log
+
+
+def resources(code: Module | bytes | Path, arch: int | None = None) -> dict[str, Resources]:
+    """What every kernel of a module, or of a cubin, takes.
+
+    Args:
+        code: a module, which is assembled; or a cubin, as bytes or as a file.
+        arch: compute capability to assemble a module for; its own where None.
+
+    Returns:
+        resources by the kernels' names.
+
+    Raises:
+        ToolNotFoundError: ptxas (for a module), cuobjdump (for a cubin) or nvdisasm is not
+            installed.
+        ToolError: they refuse the code.
+    """
+    if isinstance(code, Module):
+        cubin, log = assemble(code, arch)
+        figures = _figures_of_ptxas(log)
+    else:
+        cubin = code.read_bytes() if isinstance(code, Path) else code
+        figures = None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        if figures is None:
+            figures = _figures_of_cuobjdump(toolchain.run("cuobjdump", ["-res-usage", path]))
+        listing = toolchain.run("nvdisasm", ["-c", path])
+    opcodes = _opcodes(listing)
+    return {
+        kernel: Resources(
+            registers=found["registers"],
+            spill_stores=found.get("spill_stores"),
+            spill_loads=found.get("spill_loads"),
+            stack=found["stack"],
+            shared=found["shared"],
+            barriers=found.get("barriers"),
+            opcodes=opcodes[kernel],
+        )
+        for kernel, found in figures.items()
+    }
+
+
+_PTXAS_ENTRY = re.compile(
+    r"Compiling entry function '(?P<kernel>[^']+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<spill_stores>\d+) bytes spill stores, "
+    r"(?P<spill_loads>\d+) bytes spill loads\s*"
+    r"ptxas info\s*: Used (?P<registers>\d+) registers(?P<more>[^\n]*(?:\n\s+,[^\n]*)*)",
+    re.DOTALL,
+)
+
+
+def _figures_of_ptxas(log: str) -> dict[str, dict[str, int]]:
+    figures = {}
+    for entry in _PTXAS_ENTRY.finditer(log):
+        names = ("registers", "stack", "spill_stores", "spill_loads")
+        found = {name: int(entry[name]) for name in names}
+        # ptxas leaves out what a kernel does not use.
+        for name, pattern in (("shared", r"(\d+) bytes smem"), ("barriers", r"used (\d+) barrier")):
+            match = re.search(pattern, entry["more"])
+            found[name] = int(match[1]) if match else 0
+        figures[entry["kernel"]] = found
+    return figures
+
+
+_CUOBJDUMP_ENTRY = re.compile(
+    r"Function (?P<kernel>\S+):\s*REG:(?P<registers>\d+) STACK:(?P<stack>\d+) "
+    r"SHARED:(?P<shared>\d+)"
+)
+
+
+def _figures_of_cuobjdump(listing: str) -> dict[str, dict[str, int]]:
+    return {
+        entry["kernel"]: {name: int(entry[name]) for name in ("registers", "stack", "shared")}
+        for entry in _CUOBJDUMP_ENTRY.finditer(listing)
+    }
+
+
+_SECTION = re.compile(r"^\s*\.section\s+\.text\.([^,\s]+)")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)")
+
+
+def _opcodes(listing: str) -> dict[str, dict[str, int]]:
+    """Mnemonics of every function in what nvdisasm prints."""
+    counted: dict[str, Counter[str]] = {}
+    function = ""
+    for line in listing.splitlines():
+        if section := _SECTION.match(line):
+            function = section[1]
+            counted[function] = Counter()
+        elif function and (instruction := _INSTRUCTION.match(line)):
+            counted[function][instruction[1]] += 1
+    # The loop behind the end, and what aligns it, never run.
+    return {
+        function: {name: number for name, number in sorted(opcodes.items()) if name != "NOP"}
+        for function, opcodes in counted.items()
+    }
