@@ -12,11 +12,11 @@ using Intent = Request::Intent;
 
 constexpr int SHARED = -1;  // where a buffer is asked for
 
-const char* verb(Intent intent) {
+const char* phrase(Intent intent) {
     switch (intent) {
-        case Intent::read: return "read";
-        case Intent::write: return "write";
-        default: return "atomic operation";
+        case Intent::read: return "a read";
+        case Intent::write: return "a write";
+        default: return "an atomic operation";
     }
 }
 
@@ -62,7 +62,7 @@ void Block::misaligned(Warp& warp, const Request& request, int lane, const char*
                        std::int64_t offset) {
     faults.add("misaligned", request.instruction->index, buffer, [&] {
         Fault fault;
-        fault.message = "a " + std::string(verb(request.intent)) + " of " +
+        fault.message = std::string(phrase(request.intent)) + " of " +
                         bytes_text(request.bytes) + " at byte " + std::to_string(offset) + " of " +
                         buffer + ", which is not a multiple of " + std::to_string(request.bytes);
         fault.block = index_;
@@ -80,7 +80,7 @@ bool Block::inside(Warp& warp, const Request& request, int lane, const char* spa
     if (offset > size || bytes > size - offset) {
         faults.add("out of bounds", request.instruction->index, space, [&] {
             Fault fault;
-            fault.message = "a " + std::string(verb(request.intent)) + " of " + bytes_text(bytes) +
+            fault.message = std::string(phrase(request.intent)) + " of " + bytes_text(bytes) +
                             " at byte " + std::to_string(std::int64_t(offset)) + " of " + space +
                             " memory, which has " + bytes_text(size);
             fault.block = index_;
@@ -151,7 +151,7 @@ Mask Block::access_global(Warp& warp, Request& request, Mask mask) {
         if (!buffer.writable && request.intent != Intent::read) {
             faults.add("write to read-only memory", request.instruction->index, buffer.name, [&] {
                 Fault fault;
-                fault.message = "a " + std::string(verb(request.intent)) + " of " +
+                fault.message = std::string(phrase(request.intent)) + " of " +
                                 bytes_text(bytes) + " of " + buffer.name + ", which is read-only";
                 fault.block = index_;
                 fault.thread = warp.thread(lane);
@@ -187,7 +187,7 @@ void Block::outside(Warp& warp, const Request& request, int lane) {
     const std::string name = nearest < 0 ? "" : launch_.buffers[nearest].name;
     faults.add("out of bounds", request.instruction->index, name, [&] {
         Fault fault;
-        fault.message = "a " + std::string(verb(request.intent)) + " of " +
+        fault.message = std::string(phrase(request.intent)) + " of " +
                         bytes_text(request.bytes) + " ";
         if (nearest < 0) {
             fault.message += "of global memory, but the launch has no buffers";
@@ -403,7 +403,7 @@ void Block::race(Warp& warp, const Request& request, int lane, int buffer, std::
     faults.add("race", request.instruction->index, buffer_name(buffer), [&] {
         const bool several = other.lane == Access::SEVERAL_LANES;
         Fault fault;
-        fault.message = "a " + std::string(verb(request.intent)) + " of byte " +
+        fault.message = std::string(phrase(request.intent)) + " of byte " +
                         std::to_string(offset) + " of " + buffer_name(buffer) + ", and " + what +
                         " that no barrier separates from it";
         fault.block = index_;

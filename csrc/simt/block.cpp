@@ -332,7 +332,6 @@ void Block::run_warp(Warp& warp) {
                 break;
             }
             case Flow::leave:
-                finish_all_copies(warp, mask);
                 warp.alive &= ~mask;
                 warp.active &= ~mask;
                 running = reselect(next);

@@ -141,14 +141,14 @@ class Finished {
                 report_race(block, buffer, offset, mine, mark, verb, other);
             });
         };
-        against(page.writes, cell.write, "write", "a write", false);
-        against(page.strongs, cell.write, "write", "an atomic operation", false);
-        against(page.reads, cell.write, "write", "a read", false);
-        against(page.writes, cell.strong, "atomic operation", "a write", false);
-        against(page.reads, cell.strong, "atomic operation", "a read", true);
+        against(page.writes, cell.write, "a write", "a write", false);
+        against(page.strongs, cell.write, "a write", "an atomic operation", false);
+        against(page.reads, cell.write, "a write", "a read", false);
+        against(page.writes, cell.strong, "an atomic operation", "a write", false);
+        against(page.reads, cell.strong, "an atomic operation", "a read", true);
         for (const Access& read : cell.reads) {
-            against(page.writes, read, "read", "a write", false);
-            if (!read.strong) against(page.strongs, read, "read", "an atomic operation", false);
+            against(page.writes, read, "a read", "a write", false);
+            if (!read.strong) against(page.strongs, read, "a read", "an atomic operation", false);
         }
         const auto remember = [&](Marks& marks, Access mine) {
             std::uint64_t fresh = 0;
@@ -189,7 +189,7 @@ class Finished {
                 return access.lane == Access::SEVERAL_LANES ? 0u : unsigned(access.lane);
             };
             Fault fault;
-            fault.message = std::string("a ") + verb + " of byte " + std::to_string(offset) +
+            fault.message = std::string(verb) + " of byte " + std::to_string(offset) +
                             " of " + name + ", and " + other +
                             " by another block that nothing orders before it";
             fault.block = block.index();

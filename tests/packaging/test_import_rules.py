@@ -20,6 +20,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 BACKEND_FILE = re.compile(rf"{PACKAGE}\.ops\.\w+\.(cpu|triton|cuda)")
 REFERENCE_FILE = re.compile(rf"{PACKAGE}\.ops\.\w+\.reference")
 NATIVE = f"{PACKAGE}._cpu"
+EXECUTOR = f"{PACKAGE}._simt"
 
 
 def imported_modules(source: str, modules: frozenset[str]) -> Iterator[str]:
@@ -74,6 +75,8 @@ def _problem(module: str, imported: str) -> str | None:
     if imported == NATIVE:
         allowed = room_of(module) in ("backends", "cli") or module == f"{PACKAGE}.ops.native"
         return None if allowed else "only backends, ops.native and cli import the extension"
+    if imported == EXECUTOR:
+        return None if room_of(module) == "simt" else "only simt imports the executor"
     here, there = room_of(module), room_of(imported)
     if here in (None, "__main__"):
         return None
@@ -100,7 +103,7 @@ FILES = package_files()
 
 @pytest.mark.parametrize("module", FILES)
 def test_imports_go_down(module: str) -> None:
-    modules = frozenset([*FILES, NATIVE])
+    modules = frozenset([*FILES, NATIVE, EXECUTOR])
     assert violations(module, FILES[module].read_text(encoding="utf-8"), modules) == []
 
 
@@ -128,7 +131,7 @@ def test_kernels_know_neither_torch_nor_python(path: Path) -> None:
 MODULES = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
-        *("_cpu", "backends", "cli", "fusion", "nn", "numerics", "ops", "sam", "simt"),
+        *("_cpu", "_simt", "backends", "cli", "fusion", "nn", "numerics", "ops", "sam", "simt"),
         *("ops.a.reference", "ops.a.cpu", "ops.a.triton", "ops.b.reference", "ops.b.cuda"),
         "ops.native",
     )
@@ -155,6 +158,7 @@ MODULES = frozenset(
         ("nn.blocks", "import triton.language as tl", "only simt and the Triton kernels"),
         ("nn.blocks", "from evsam_kernels.ops import native", "serves the C++ launchers"),
         ("nn.blocks", "from evsam_kernels import _cpu", "only backends, ops.native and cli"),
+        ("ops.a.cuda", "from evsam_kernels import _simt", "only simt imports the executor"),
         ("attic.box", "import evsam_kernels.ops", "attic has no floor"),
     ],
 )
