@@ -380,7 +380,7 @@ void Block::run_warp(Warp& warp) {
                     warp.pc = next;
                     break;
                 }
-                abort("trap", warp, warp.pc, "the kernel stopped itself");
+                abort("trap", warp, warp.pc, "the kernel stopped itself: a trap, or an assertion that failed");
                 return;
         }
     }

@@ -348,6 +348,10 @@ void FunctionDecoder::decode_call(const Statement& statement) {
     for (std::size_t i = 0; i < statement.operands.size() && !callee; ++i) {
         const Operand& operand = statement.operands[i];
         if (operand.kind == Operand::Kind::symbol) {
+            if (operand.name == "__assertfail") {
+                append(statement, "control").flow = Flow::trap;
+                return;
+            }
             callee = find_function(kernel_.module, operand.name);
             if (!callee || !callee->defined) fail("the function " + operand.name + " is not defined");
             name_at = i;

@@ -240,6 +240,20 @@ def test_extrema(kind: str, largest: bool) -> None:
     check(f"{name}.NaN.{kind} out, a, b;", kind, pick_or_nan, a, b)
 
 
+@pytest.mark.parametrize(("kind", "one"), [("f16", 0x3C00), ("bf16", 0x3F80)])
+def test_comparisons_of_halves_into_registers(kind: str, one: int) -> None:
+    form = FORMATS[kind]
+    a, b = numbers(form, 0), numbers(form, 1)
+    b[::3] = a[::3]
+    less = [form.decode(int(x)) < form.decode(int(y)) for x, y in zip(a, b, strict=True)]
+    single = np.where(less, one, 0).astype("u2")
+    np.testing.assert_array_equal(evaluate(f"set.lt.{kind}.{kind} out, a, b;", "u2", a, b), single)
+    packed = evaluate(f"set.lt.{kind}x2.{kind}x2 out, a, b;", "u4", a.view("u4"), b.view("u4"))
+    np.testing.assert_array_equal(packed.view("u2"), single)
+    packed = evaluate(f"set.lt.u32.{kind}x2 out, a, b;", "u4", a.view("u4"), b.view("u4"))
+    np.testing.assert_array_equal(packed.view("u2"), np.where(less, 0xFFFF, 0))
+
+
 def test_f64() -> None:
     rng = np.random.default_rng(0)
     a, b, c = (rng.standard_normal(COUNT) * 10.0 ** rng.integers(-5, 5, COUNT) for _ in range(3))

@@ -335,6 +335,11 @@ void decode_add(Decoding& d) {
         d.instruction().execute = elementwise<add_saturated>;
         return;
     }
+    if (d.take("u16x2") || d.take("s16x2")) {
+        same_types(d, Type::b32, 2);
+        d.instruction().execute = elementwise_packed<add<std::uint16_t>>;
+        return;
+    }
     EVSAM_INTEGER_PAIR(add);
 }
 

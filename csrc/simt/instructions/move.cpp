@@ -1,4 +1,5 @@
 // mov, with packing and unpacking of registers; comparisons and selections.
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -148,7 +149,6 @@ struct BfloatValue {
 // option of setp: how the comparison is joined with a third operand
 enum Join : std::uint32_t { NO_JOIN, AND, OR, XOR };
 constexpr std::uint32_t TWO_RESULTS = 4;
-constexpr std::uint32_t ONE_POINT_ZERO = 8;  // of set: true is 1.0f and not all ones
 
 template <class V, Compare compare>
 Mask compare_lanes(Warp& warp, Place left, Place right) {
@@ -187,13 +187,17 @@ void set_predicate(Warp& warp, const Instruction& instruction, Mask mask) {
     }
 }
 
+// set: what is true becomes the bits of `target`, in the lowest of `memory.registers` bytes.
 template <class V, Compare compare>
 void set_register(Warp& warp, const Instruction& instruction, Mask mask) {
     const Mask found = join(warp, instruction,
                             compare_lanes<V, compare>(warp, instruction.operands[1], instruction.operands[2]));
-    std::uint32_t* to = warp.lanes<std::uint32_t>(instruction.operands[0]);
-    const std::uint32_t yes = instruction.option & ONE_POINT_ZERO ? 0x3f800000u : ~0u;
-    for_lanes(mask, [&](int lane) { to[lane] = found >> lane & 1 ? yes : 0u; });
+    std::byte* to = warp.lanes<std::byte>(instruction.operands[0]);
+    const std::size_t bytes = instruction.memory.registers;
+    for_lanes(mask, [&](int lane) {
+        const std::uint32_t bits = found >> lane & 1 ? instruction.target : 0u;
+        std::memcpy(to + lane * bytes, &bits, bytes);
+    });
 }
 
 template <class V, bool predicate, std::size_t... I>
@@ -243,24 +247,51 @@ std::uint32_t take_join(Decoding& d) {
 
 // Halves in pairs: one predicate for each.
 template <class V, Compare compare>
-void set_predicates_packed(Warp& warp, const Instruction& instruction, Mask mask) {
-    const std::uint16_t* a = warp.lanes<std::uint16_t>(instruction.operands[2]);
-    const std::uint16_t* b = warp.lanes<std::uint16_t>(instruction.operands[3]);
-    Mask found[2] = {};
+std::array<Mask, 2> compare_packed(Warp& warp, const Instruction& instruction, int first) {
+    const std::uint16_t* a = warp.lanes<std::uint16_t>(instruction.operands[first]);
+    const std::uint16_t* b = warp.lanes<std::uint16_t>(instruction.operands[first + 1]);
+    std::array<Mask, 2> found = {};
     for (int i = 0; i < 2 * LANES; ++i) {
         found[i % 2] |= Mask(holds<compare>(V::value(a[i]), V::value(b[i]))) << (i / 2);
     }
+    for (Mask& half : found) half = join(warp, instruction, half);
+    return found;
+}
+
+template <class V, Compare compare>
+void set_predicates_packed(Warp& warp, const Instruction& instruction, Mask mask) {
+    const auto found = compare_packed<V, compare>(warp, instruction, 2);
     for (int i = 0; i < 2; ++i) {
         Mask& to = warp.predicate(instruction.operands[i]);
-        to = (to & ~mask) | (join(warp, instruction, found[i]) & mask);
+        to = (to & ~mask) | (found[i] & mask);
     }
 }
 
-template <class V, std::size_t... I>
+template <class V, Compare compare>
+void set_register_packed(Warp& warp, const Instruction& instruction, Mask mask) {
+    const auto found = compare_packed<V, compare>(warp, instruction, 1);
+    std::uint32_t* to = warp.lanes<std::uint32_t>(instruction.operands[0]);
+    const std::uint32_t yes = instruction.target;
+    for_lanes(mask, [&](int lane) {
+        to[lane] = (found[0] >> lane & 1 ? yes : 0u) | (found[1] >> lane & 1 ? yes << 16 : 0u);
+    });
+}
+
+template <class V, bool predicate, std::size_t... I>
 Handler packed_comparison(Compare compare, std::index_sequence<I...>) {
-    static constexpr Handler TABLE[] = {set_predicates_packed<V, Compare(I)>...};
+    static constexpr Handler TABLE[] = {
+        (predicate ? set_predicates_packed<V, Compare(I)> : set_register_packed<V, Compare(I)>)...};
     return TABLE[int(compare)];
 }
+
+template <bool predicate>
+Handler packed_comparison(Type type, Compare compare) {
+    const std::make_index_sequence<int(Compare::nan) + 1> all;
+    return type == Type::f16x2 ? packed_comparison<HalfValue, predicate>(compare, all)
+                               : packed_comparison<BfloatValue, predicate>(compare, all);
+}
+
+bool is_packed(Type type) { return type == Type::f16x2 || type == Type::bf16x2; }
 
 void decode_setp(Decoding& d) {
     const Compare compare = take_compare(d);
@@ -268,7 +299,7 @@ void decode_setp(Decoding& d) {
     instruction.option = take_join(d);
     const bool ftz = d.take("ftz");
     const Type type = d.type();
-    const bool packed = type == Type::f16x2 || type == Type::bf16x2;
+    const bool packed = is_packed(type);
     if (ftz && type != Type::f32) d.unsupported();
     if (d.is_vector(0)) {
         instruction.option |= TWO_RESULTS;
@@ -281,12 +312,23 @@ void decode_setp(Decoding& d) {
     d.read(1, type);
     d.read(2, type);
     if (instruction.option & 3) d.read(3, Type::pred);
-    if (packed) {
-        const std::make_index_sequence<int(Compare::nan) + 1> all;
-        instruction.execute = type == Type::f16x2 ? packed_comparison<HalfValue>(compare, all)
-                                                  : packed_comparison<BfloatValue>(compare, all);
-    } else {
-        instruction.execute = comparison<true>(d, type, compare, ftz);
+    instruction.execute = packed ? packed_comparison<true>(type, compare)
+                                 : comparison<true>(d, type, compare, ftz);
+}
+
+// The bits of true in a type; of one half for the packed ones.
+std::uint32_t true_bits(Decoding& d, Type type) {
+    switch (type) {
+        case Type::f32: return 0x3f800000;
+        case Type::f16:
+        case Type::f16x2: return 0x3c00;
+        case Type::bf16:
+        case Type::bf16x2: return 0x3f80;
+        case Type::u16:
+        case Type::s16: return 0xffff;
+        case Type::u32:
+        case Type::s32: return ~std::uint32_t(0);
+        default: d.unsupported();
     }
 }
 
@@ -296,14 +338,17 @@ void decode_set(Decoding& d) {
     instruction.option = take_join(d);
     const bool ftz = d.take("ftz");
     const Type to = d.type(), type = d.type();
-    if (bytes_of(to) != 4 || (ftz && type != Type::f32)) d.unsupported();
-    if (to == Type::f32) instruction.option |= ONE_POINT_ZERO;
-    if (to == Type::f16x2 || to == Type::bf16x2) d.unsupported();
+    const bool packed = is_packed(type);
+    if ((ftz && type != Type::f32) || (is_packed(to) && !packed)) d.unsupported();
+    instruction.target = true_bits(d, to) & (packed ? 0xffffu : ~0u);
+    instruction.memory.registers = std::uint8_t(bytes_of(to));
+    if (packed && instruction.memory.registers != 4) d.unsupported();
     d.write(0, to);
     d.read(1, type);
     d.read(2, type);
     if (instruction.option & 3) d.read(3, Type::pred);
-    instruction.execute = comparison<false>(d, type, compare, ftz);
+    instruction.execute = packed ? packed_comparison<false>(type, compare)
+                                 : comparison<false>(d, type, compare, ftz);
 }
 
 // ---- selp, slct
