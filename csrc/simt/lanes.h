@@ -14,12 +14,16 @@ inline constexpr Mask ALL_LANES = ~Mask(0);
 // Calls f(lane) for the lanes of `mask`; the compiler turns the loop over all of them into vectors.
 template <class F>
 inline void for_lanes(Mask mask, F f) {
-    if (mask == ALL_LANES) {
+  if (mask == ALL_LANES) {
+#if defined(__clang__)
+#pragma clang loop vectorize(assume_safety)
+#else
 #pragma GCC ivdep
-        for (int lane = 0; lane < LANES; ++lane) f(lane);
-    } else {
-        for (; mask; mask &= mask - 1) f(std::countr_zero(mask));
-    }
+#endif
+    for (int lane = 0; lane < LANES; ++lane) f(lane);
+  } else {
+    for (; mask; mask &= mask - 1) f(std::countr_zero(mask));
+  }
 }
 
 inline bool has_lane(Mask mask, int lane) { return mask >> lane & 1; }
