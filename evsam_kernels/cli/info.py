@@ -16,7 +16,14 @@ import evsam_kernels
 from evsam_kernels.backends import AUTO, BACKENDS, build_info
 from evsam_kernels.cli.machine import machine
 from evsam_kernels.ops.registry import OPERATIONS, chosen_backend, has_kernel
+from evsam_kernels.simt import toolchain
 
+_GPU_TOOLS = {
+    "nvcc": "compiles CUDA kernels",
+    "ptxas": "makes machine code of them",
+    "cuobjdump": "says what it takes",
+    "nvdisasm": "prints it",
+}
 _OPTIONAL_PACKAGES = {
     "triton": "writes GPU kernels",
     "pycocotools": "masks as COCO run lengths",
@@ -56,6 +63,8 @@ def gather() -> dict[str, Any]:
     - "backends": per backend what executes it, on which devices, whether it can run here, why not;
     - "operations": per operation the backends that have a kernel, and by type of device the one
       that "auto" picks at float32;
+    - "gpu_tools": per program of the CUDA toolkit its path or None, why there is none, and what it
+      is for;
     - "optional_packages": per package its version or None, and what it is for.
     """
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -89,6 +98,7 @@ def gather() -> dict[str, Any]:
             }
             for op in OPERATIONS
         ],
+        "gpu_tools": [_gpu_tool(tool, purpose) for tool, purpose in _GPU_TOOLS.items()],
         "optional_packages": [
             {"name": name, "version": _version(name), "purpose": purpose}
             for name, purpose in _OPTIONAL_PACKAGES.items()
@@ -116,6 +126,15 @@ def _cuda() -> dict[str, Any]:
         "reason": reason,
         "devices": [torch.cuda.get_device_name(index) for index in devices],
     }
+
+
+def _gpu_tool(tool: str, purpose: str) -> dict[str, Any]:
+    path = reason = None
+    try:
+        path = str(toolchain.find(tool)[0])
+    except toolchain.ToolNotFoundError as error:
+        reason = str(error)
+    return {"name": tool, "path": path, "reason": reason, "purpose": purpose}
 
 
 def _version(package: str) -> str | None:
@@ -148,6 +167,10 @@ def _as_text(facts: dict[str, Any]) -> str:
             + ", ".join(f"{name} on {device}" for device, name in op["auto"].items())
             for op in facts["operations"]
         },
+        "programs for GPU kernels": {
+            tool["name"]: f"{tool['path'] or tool['reason']} ({tool['purpose']})"
+            for tool in facts["gpu_tools"]
+        },
         "optional packages": {
             optional["name"]: f"{optional['version'] or _how_to_get(optional['name'])}"
             f" ({optional['purpose']})"
@@ -166,6 +189,7 @@ def _build_rows(build: dict[str, Any], kernels: dict[str, Any] | None) -> dict[s
         return {"C++ kernels": f"not built: {build['cpu_reason']}"}
     rows = {
         "C++ kernels": f"built for {', '.join(build['isa_flags'])}",
+        "GPU executor": "built",
         "compiler": build["compiler"],
         "flags": build["flags"],
     }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Index = tuple[int, int, int]
+
+# The shape and the types of a matrix product.
+_MMA = re.compile(r"\bmma\..*?\.(m\d+n\d+k\d+)\S*?((?:\.[a-z]+\d+){4})(?=[.\s])")
 
 
 class FaultError(Exception):
@@ -94,11 +98,15 @@ class Line:
     Attributes:
         file, line: the source line; "" and 0 for instructions that come from none.
         counters: sums, named as in `Report.counters`.
+        by_kind: the same for each kind of its instructions that were run.
+        mma: executions of its matrix products by shape, as in `Report.mma`.
     """
 
     file: str
     line: int
     counters: Mapping[str, int]
+    by_kind: Mapping[str, Mapping[str, int]]
+    mma: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -139,20 +147,45 @@ class Report:
         for index, instruction in enumerate(self.instructions):
             indices.setdefault((instruction.file, instruction.line), []).append(index)
         return tuple(
-            Line(file, line, {name: int(v[chosen].sum()) for name, v in self.counters.items()})
+            Line(file, line, self._sums(chosen), self._by_kind(chosen), self._mma(chosen))
             for (file, line), chosen in sorted(indices.items())
         )
 
+    @property
     def by_kind(self) -> dict[str, dict[str, int]]:
         """The counters summed over the instructions of each kind that were run."""
-        indices: dict[str, list[int]] = {}
-        for index, instruction in enumerate(self.instructions):
-            if self.counters["warp_executions"][index]:
-                indices.setdefault(instruction.kind, []).append(index)
-        return {
-            kind: {name: int(v[chosen].sum()) for name, v in self.counters.items()}
-            for kind, chosen in sorted(indices.items())
-        }
+        return self._by_kind(range(len(self.instructions)))
+
+    @property
+    def mma(self) -> dict[str, int]:
+        """How often warps ran matrix products of each shape, such as "m16n8k16 f32.bf16.bf16.f32".
+
+        The types are those of D, A, B and C in D = A B + C.
+        """
+        return self._mma(range(len(self.instructions)))
+
+    def _sums(self, indices: Sequence[int]) -> dict[str, int]:
+        return {name: int(counts[indices].sum()) for name, counts in self.counters.items()}
+
+    def _by_kind(self, indices: Sequence[int]) -> dict[str, dict[str, int]]:
+        kinds: dict[str, list[int]] = {}
+        for index in self._run(indices):
+            kinds.setdefault(self.instructions[index].kind, []).append(index)
+        return {kind: self._sums(chosen) for kind, chosen in sorted(kinds.items())}
+
+    def _mma(self, indices: Sequence[int]) -> dict[str, int]:
+        shapes: dict[str, int] = {}
+        for index in self._run(indices):
+            found = _MMA.search(self.instructions[index].text)
+            if found:
+                shape = f"{found[1]} {found[2][1:]}"
+                executions = int(self.counters["warp_executions"][index])
+                shapes[shape] = shapes.get(shape, 0) + executions
+        return dict(sorted(shapes.items()))
+
+    def _run(self, indices: Sequence[int]) -> list[int]:
+        """Those that were run at all."""
+        return [index for index in indices if self.counters["warp_executions"][index]]
 
     def raise_for_faults(self) -> None:
         """Raise where there are faults.
@@ -170,7 +203,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.kernel}: grid {self.grid}, block {self.block}, {self.shared} B shared"]
         lines += self.problems() or (["no faults"] if self.checked else ["unchecked"])
-        for kind, counted in self.by_kind().items():
+        for kind, counted in self.by_kind.items():
             text = f"{kind:16} {counted['warp_executions']:>12,} warp instructions"
             if counted["bytes"]:
                 text += f", {counted['bytes']:,} B"
@@ -178,6 +211,8 @@ class Report:
                 if counted[name]:
                     text += f", {counted[name]:,} {name} (ideal {counted[f'ideal_{name}']:,})"
             lines.append(text)
+        for shape, executions in self.mma.items():
+            lines.append(f"mma {shape}: {executions:,}")
         for buffer, (read, written) in self.unique_bytes.items():
             lines.append(f"{buffer}: {read:,} B read and {written:,} B written at least once")
         return "\n".join(lines)

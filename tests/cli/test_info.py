@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from evsam_kernels import backends
 from evsam_kernels.backends import BACKENDS, Backend, build_info
 from evsam_kernels.cli import info, main
 from evsam_kernels.ops.registry import OPERATIONS
+from evsam_kernels.simt import toolchain
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def test_json_has_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     facts = printed(capsys)
     assert list(facts) == [
         *("package", "build", "cpu_kernels", "machine", "cuda", "backends", "operations"),
-        "optional_packages",
+        *("gpu_tools", "optional_packages"),
     ]
     assert facts["package"]["version"] == evsam_kernels.__version__
     assert facts["machine"]["torch"] == torch.__version__
@@ -49,6 +51,24 @@ def test_json_lists_backends_and_operations(capsys: pytest.CaptureFixture[str]) 
     for op in facts["operations"]:
         assert "reference" in op["kernels"]
         assert op["auto"]["cpu"] in op["kernels"]
+
+
+def test_programs_for_gpu_kernels_are_found_or_said_to_be_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def find(tool: str) -> list[Path]:
+        if tool == "nvcc":
+            raise toolchain.ToolNotFoundError("nvcc is not installed: install it")
+        return [Path("/first") / tool, Path("/second") / tool]
+
+    monkeypatch.setattr(toolchain, "find", find)
+    tools = {tool["name"]: tool for tool in printed(capsys)["gpu_tools"]}
+    assert tools["nvcc"]["path"] is None
+    assert tools["ptxas"]["path"] == "/first/ptxas"
+    main(["info"])
+    said = capsys.readouterr().out
+    assert "nvcc       nvcc is not installed: install it (compiles CUDA kernels)\n" in said
+    assert "/first/nvdisasm" in said
 
 
 def test_a_build_is_described(

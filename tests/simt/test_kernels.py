@@ -45,6 +45,16 @@ def test_the_result_is_the_same_unchecked_and_on_more_threads(name: str) -> None
         assert executions == results[0][2]
 
 
+def test_matrix_products_are_counted_by_shape_and_line() -> None:
+    case = simt_kernels.gemm(rows=64, columns=128, depth=96)
+    report = case.launch(simt_kernels.cuda_module("gemm"))
+    assert report.mma == {"m16n8k16 f32.f16.f16.f32": 64 * 128 * 96 // (16 * 8 * 16)}
+    (line,) = (line for line in report.by_line if line.mma)
+    assert line.mma == report.mma
+    assert line.by_kind["mma"]["warp_executions"] == report.mma["m16n8k16 f32.f16.f16.f32"]
+    assert "mma m16n8k16 f32.f16.f16.f32: 384" in str(report)
+
+
 AGREED = [name for name in simt_kernels.TRITON if "bfloat16" not in name]
 """Where the interpreter is right: it computes bfloat16 on raw bits."""
 

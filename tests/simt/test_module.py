@@ -134,9 +134,11 @@ def test_counters() -> None:
     assert counted["wavefronts"] == 0
     assert report.counters["requests"][fma] == 0
     assert report.unique_bytes == {"x": (400, 0), "y": (400, 400)}
-    assert report.by_kind()["fp32"]["lane_executions"] == 100
+    assert report.by_kind["fp32"]["lane_executions"] == 100
     (line,) = report.by_line
     assert line.counters["bytes"] == 1200
+    assert line.by_kind == report.by_kind
+    assert line.mma == report.mma == {}
     assert "no faults" in str(report)
 
 
