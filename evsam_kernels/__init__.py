@@ -1,6 +1,6 @@
 """Fused kernels and drop-in modules for EfficientViT-SAM, each checked against a reference."""
 
-from evsam_kernels import nn, ops
+from evsam_kernels import nn, ops, simt
 from evsam_kernels.backends import BackendUnavailableError
 from evsam_kernels.fusion import FusionReport, fuse
 from evsam_kernels.sam import (
@@ -26,4 +26,5 @@ __all__ = [
     "fuse",
     "nn",
     "ops",
+    "simt",
 ]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from evsam_kernels.backends import build_info
+from evsam_kernels.simt import emulation
 
 __all__ = ["AUTO", "BACKENDS", "Backend", "BackendUnavailableError", "auto_order", "require"]
 
@@ -26,14 +30,18 @@ class Backend:
         executes: what runs its kernels, for people.
         device_types: `torch.device.type` values it accepts; None means every device.
         why_unavailable: returns None where the backend can run, else the reason and the remedy.
+        emulated: whether `simt.emulate` has its kernels run in the executor, on tensors on the CPU.
     """
 
     name: str
     executes: str
     device_types: tuple[str, ...] | None
     why_unavailable: Callable[[], str | None]
+    emulated: bool = False
 
     def accepts(self, device_type: str) -> bool:
+        if self.emulated and emulation.current() is not None:
+            return device_type == "cpu"
         return self.device_types is None or device_type in self.device_types
 
 
@@ -50,11 +58,25 @@ def _cpu_unavailable() -> str | None:
     return None
 
 
+def _triton_unavailable() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install triton"
+    if emulation.current() is None and not torch.cuda.is_available():
+        return (
+            "PyTorch finds no GPU; its kernels can be run without one in "
+            "`with evsam_kernels.simt.emulate():`"
+        )
+    return None
+
+
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("reference", "PyTorch, on any device", None, lambda: None),
         Backend("cpu", "C++ kernels, on the CPU", ("cpu",), _cpu_unavailable),
+        Backend(
+            "triton", "Triton kernels, on a GPU", ("cuda",), _triton_unavailable, emulated=True
+        ),
     )
 }
 
@@ -71,22 +93,28 @@ def require(name: str, device_type: str) -> Backend:
         raise ValueError(
             f"backend must be one of {', '.join(map(repr, [AUTO, *BACKENDS]))}, got {name!r}"
         )
-    if not backend.accepts(device_type):
-        raise ValueError(
-            f"backend {name!r} runs on {' or '.join(backend.device_types or ())} tensors, "
-            f"got a tensor on {device_type!r}; move the tensor or choose another backend"
-        )
     reason = backend.why_unavailable()
     if reason is not None:
         raise BackendUnavailableError(f"backend {name!r} is not available here: {reason}")
+    if not backend.accepts(device_type):
+        accepted = ("cpu",) if emulation.current() else backend.device_types or ()
+        raise ValueError(
+            f"backend {name!r} runs on {' or '.join(accepted)} tensors, "
+            f"got a tensor on {device_type!r}; move the tensor or choose another backend"
+        )
     return backend
 
 
 def auto_order(device_type: str) -> tuple[str, ...]:
-    """Names of the backends "auto" tries for tensors on `device_type`, fastest first."""
-    fastest_first = ("cpu", "reference")
+    """Names of the backends "auto" tries for tensors on `device_type`, fastest first.
+
+    The executor is slower than anything: what it emulates runs where it is asked for by name.
+    """
+    fastest_first = ("triton", "cpu", "reference")
     return tuple(
         name
         for name in fastest_first
-        if BACKENDS[name].accepts(device_type) and BACKENDS[name].why_unavailable() is None
+        if BACKENDS[name].why_unavailable() is None
+        and BACKENDS[name].accepts(device_type)
+        and not (BACKENDS[name].emulated and emulation.current())
     )

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from evsam_kernels.ops.conv_act.reference import ACTIVATIONS
 
-FLOATING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
+"""Dtypes of the kernels that accumulate in float32."""
+
+FLOATING_DTYPES = (*HALF_AND_SINGLE, torch.float64)
 
 
 def require(condition: bool, message: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from evsam_kernels.simt.emulation import unwritten
+
 
 def channels_last_strides(shape: Sequence[int]) -> tuple[int, int, int, int]:
     """Element strides of a dense NHWC tensor whose logical shape is `[B, C, H, W]`."""
@@ -16,7 +18,7 @@ def channels_last_strides(shape: Sequence[int]) -> tuple[int, int, int, int]:
 
 def empty_channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:
     """An uninitialised dense NHWC tensor `[B, C, H, W]` with the dtype and device of `like`."""
-    return like.new_empty_strided(tuple(shape), channels_last_strides(shape))
+    return unwritten(like.new_empty_strided(tuple(shape), channels_last_strides(shape)))
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -14,9 +14,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from evsam_kernels.ops.layout import channels_last
 
-HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
-"""Dtypes of the kernels that accumulate in float32."""
-
 
 def native() -> ModuleType:
     """The extension module, imported when first needed: the package works without it."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from evsam_kernels import backends
 from evsam_kernels.ops.layout import accumulation_dtype, channels_last, empty_channels_last
+from evsam_kernels.simt import emulation
 
 NAMESPACE = "evsam"
 OPERATIONS = (
@@ -64,7 +65,11 @@ def chosen_backend(op: str, backend: str, device_type: str, dtype: torch.dtype) 
         return next(name for name in order if has_kernel(op, name, dtype))
     backends.require(backend, device_type)
     if not has_kernel(op, backend, dtype):
-        having = [name for name in backends.BACKENDS if has_kernel(op, name, dtype)]
+        having = [
+            name
+            for name, other in backends.BACKENDS.items()
+            if other.why_unavailable() is None and has_kernel(op, name, dtype)
+        ]
         raise backends.BackendUnavailableError(
             f"backend {backend!r} has no kernel for {op} at {dtype}; it runs on "
             f"{', '.join(having)}; choose one of these or backend='auto'"
@@ -72,13 +77,27 @@ def chosen_backend(op: str, backend: str, device_type: str, dtype: torch.dtype) 
     return backend
 
 
-@functools.cache
 def kernel(op: str, backend: str, device_type: str, dtype: torch.dtype) -> Kernel:
     """The function that runs `op`; see `chosen_backend` for what it raises."""
+    return _kernel(op, backend, device_type, dtype, emulation.current() is not None)
+
+
+@functools.cache
+def _kernel(op: str, backend: str, device_type: str, dtype: torch.dtype, emulated: bool) -> Kernel:
     name = chosen_backend(op, backend, device_type, dtype)
     if name == "reference":
         return functools.partial(_run_formula, formula(op))
     return getattr(_kernel_file(op, name), op)
+
+
+def _backward_kernel(
+    op: str, backend: str, device_type: str, dtype: torch.dtype
+) -> Callable[..., list[Tensor]]:
+    """The function that computes the gradients of `op`: the backend's own where it has one."""
+    name = chosen_backend(op, backend, device_type, dtype)
+    if name != "reference" and hasattr(_kernel_file(op, name), f"{op}_backward"):
+        return getattr(_kernel_file(op, name), f"{op}_backward")
+    return functools.partial(_gradients, formula(op))
 
 
 def map_tensors(function: Callable[[Tensor], Any], argument: Any) -> Any:
@@ -137,8 +156,9 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
     """Register `op` with `torch.library` and return the callable operator.
 
     The operator takes the operands of `operands_schema` and the backend's name, checks them, and
-    returns a dense NHWC tensor with the dtype of the first tensor operand. Its gradient is that of
-    the formula.
+    returns a dense NHWC tensor with the dtype of the first tensor operand. Its gradient comes from
+    the function `<op>_backward` beside the backend's kernel, called with the output's gradient,
+    which gradients are wanted and the operands; where there is none, it is that of the formula.
 
     Args:
         op: name of the operation, of its folder and of its formula.
@@ -148,7 +168,8 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
     qualified = f"{NAMESPACE}::{op}"
     torch.library.define(qualified, f"({operands_schema}, str backend) -> Tensor")
     torch.library.define(
-        f"{qualified}_backward", f"(Tensor grad, bool[] wanted, {operands_schema}) -> Tensor[]"
+        f"{qualified}_backward",
+        f"(Tensor grad, bool[] wanted, {operands_schema}, str backend) -> Tensor[]",
     )
     operator = getattr(getattr(torch.ops, NAMESPACE), op).default
     backward_operator = getattr(getattr(torch.ops, NAMESPACE), f"{op}_backward").default
@@ -164,10 +185,14 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
         shape = output_shape(*operands)
         return empty_channels_last(tensors_of(operands)[0], shape)
 
-    def run_backward(grad: Tensor, wanted: Sequence[bool], *operands: Any) -> list[Tensor]:
-        return _gradients(formula(op), grad, wanted, operands)
+    def run_backward(grad: Tensor, wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
+        *operands, backend = arguments
+        first = tensors_of(operands)[0]
+        gradients = _backward_kernel(op, backend, first.device.type, first.dtype)
+        return gradients(grad, wanted, operands)
 
-    def fake_backward(grad: Tensor, wanted: Sequence[bool], *operands: Any) -> list[Tensor]:
+    def fake_backward(grad: Tensor, wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
+        *operands, _ = arguments
         return [
             tensor.new_empty(tensor.shape)
             for tensor, want in zip(tensors_of(operands), wanted, strict=True)
@@ -175,7 +200,7 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
         ]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *operands, _ = inputs
+        *operands, ctx.backend = inputs
         ctx.save_for_backward(*tensors_of(operands))
         ctx.operands = map_tensors(lambda _: _SAVED, operands)
 
@@ -184,7 +209,7 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
         saved = iter(tensors)
         operands = _map_saved(lambda: next(saved), ctx.operands)
         wanted = [tensor.requires_grad for tensor in tensors]
-        gradients = iter(backward_operator(grad, wanted, *operands))
+        gradients = iter(backward_operator(grad, wanted, *operands, ctx.backend))
         of_operands = iter([next(gradients) if want else None for want in wanted])
         return (*_map_saved(lambda: next(of_operands), ctx.operands, otherwise=None), None)
 

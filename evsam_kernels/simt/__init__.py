@@ -2,6 +2,7 @@
 
 from evsam_kernels.simt.bounds import Bound, Term, Work, bound
 from evsam_kernels.simt.compile import TritonModule, compile_cuda, compile_triton
+from evsam_kernels.simt.emulation import Emulation, Launch, emulate
 from evsam_kernels.simt.gpus import GPUS, Gpu, Rate
 from evsam_kernels.simt.module import Buffer, Kernel, Module, Parameter
 from evsam_kernels.simt.occupancy import ARCHITECTURES, Occupancy, occupancy
@@ -14,11 +15,13 @@ __all__ = [
     "GPUS",
     "Bound",
     "Buffer",
+    "Emulation",
     "Fault",
     "FaultError",
     "Gpu",
     "Instruction",
     "Kernel",
+    "Launch",
     "Line",
     "Module",
     "Occupancy",
@@ -35,6 +38,7 @@ __all__ = [
     "bound",
     "compile_cuda",
     "compile_triton",
+    "emulate",
     "occupancy",
     "resources",
 ]

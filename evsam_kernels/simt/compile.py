@@ -131,11 +131,19 @@ def compile_triton(
         target=GPUTarget("cuda", arch, 32),
         options={"num_warps": num_warps, "num_stages": num_stages},
     )
-    metadata = compiled.metadata
+    return triton_module(compiled.asm["ptx"], compiled.metadata)
+
+
+def triton_module(ptx: str, metadata: Any) -> TritonModule:
+    """The module of a kernel that Triton has compiled.
+
+    Raises:
+        RuntimeError: the kernel needs scratch memory that only Triton's launcher provides.
+    """
     for kind in ("global_scratch_size", "profile_scratch_size"):
         if getattr(metadata, kind, 0):
             raise RuntimeError(f"{metadata.name} needs {kind}, which a launch here cannot give it")
-    ptx, sources = _with_short_names(compiled.asm["ptx"])
+    ptx, sources = _with_short_names(ptx)
     return TritonModule(
         ptx,
         sources=sources,

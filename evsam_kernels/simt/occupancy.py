@@ -79,9 +79,7 @@ def occupancy(
     Raises:
         ValueError: an argument is outside of its range.
     """
-    if arch not in _MULTIPROCESSORS:
-        known = ", ".join(map(str, ARCHITECTURES))
-        raise ValueError(f"arch must be one of {known}, got {arch!r}")
+    has = _multiprocessor(arch)
     for name, value, low, high in (
         ("threads", threads, 1, _MAX_THREADS_PER_BLOCK),
         ("registers", registers, 0, _MAX_REGISTERS_PER_THREAD),
@@ -91,7 +89,6 @@ def occupancy(
         if value < low or (high is not None and value > high):
             accepted = f"{low} or more" if high is None else f"{low} to {high}"
             raise ValueError(f"{name} must be {accepted}, got {value}")
-    has = _MULTIPROCESSORS[arch]
     warps = _round_up(threads, _WARP) // _WARP
     limits = {
         "threads": has.warps // warps,
@@ -103,6 +100,22 @@ def occupancy(
     limited_by = min(limits, key=lambda resource: limits[resource])
     blocks = limits[limited_by]
     return Occupancy(blocks, blocks * warps, has.warps, limits, limited_by)
+
+
+def max_shared(arch: int) -> int:
+    """Bytes of shared memory that a block may have.
+
+    Raises:
+        ValueError: nothing is known of that architecture.
+    """
+    return _multiprocessor(arch).shared - _SHARED_RESERVED
+
+
+def _multiprocessor(arch: int) -> _Multiprocessor:
+    if arch not in _MULTIPROCESSORS:
+        known = ", ".join(map(str, ARCHITECTURES))
+        raise ValueError(f"arch must be one of {known}, got {arch!r}")
+    return _MULTIPROCESSORS[arch]
 
 
 def _limit_of_registers(registers: int, warps: int, max_blocks: int) -> int:

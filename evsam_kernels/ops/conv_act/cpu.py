@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evsam_kernels.ops.checks import conv_output_size
+from evsam_kernels.ops.checks import HALF_AND_SINGLE, conv_output_size
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
 from evsam_kernels.ops.native import (
-    HALF_AND_SINGLE,
     address,
     check_inputs,
     dense_residual,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evsam_kernels.ops.checks import HALF_AND_SINGLE
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
 from evsam_kernels.ops.native import (
-    HALF_AND_SINGLE,
     address,
     check_inputs,
     dense_residual,

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from evsam_kernels.ops.checks import HALF_AND_SINGLE
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
-from evsam_kernels.ops.native import HALF_AND_SINGLE, check_inputs, dtype_name, native
+from evsam_kernels.ops.native import check_inputs, dtype_name, native
 
 DTYPES = HALF_AND_SINGLE
 
