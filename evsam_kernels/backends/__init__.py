@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,8 +58,10 @@ def _cpu_unavailable() -> str | None:
 
 
 def _triton_unavailable() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; pip install triton"
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); pip install triton"
     if emulation.current() is None and not torch.cuda.is_available():
         return (
             "PyTorch finds no GPU; its kernels can be run without one in "
@@ -114,7 +115,7 @@ def auto_order(device_type: str) -> tuple[str, ...]:
     return tuple(
         name
         for name in fastest_first
-        if BACKENDS[name].why_unavailable() is None
-        and BACKENDS[name].accepts(device_type)
+        if BACKENDS[name].accepts(device_type)
+        and BACKENDS[name].why_unavailable() is None
         and not (BACKENDS[name].emulated and emulation.current())
     )
