@@ -77,13 +77,14 @@ def chosen_backend(op: str, backend: str, device_type: str, dtype: torch.dtype) 
     return backend
 
 
-def kernel(op: str, backend: str, device_type: str, dtype: torch.dtype) -> Kernel:
-    """The function that runs `op`; see `chosen_backend` for what it raises."""
-    return _kernel(op, backend, device_type, dtype, emulation.current() is not None)
-
-
 @functools.cache
-def _kernel(op: str, backend: str, device_type: str, dtype: torch.dtype, emulated: bool) -> Kernel:
+def kernel(
+    op: str, backend: str, device_type: str, dtype: torch.dtype, emulated: bool = False
+) -> Kernel:
+    """The function that runs `op`; see `chosen_backend` for what it raises.
+
+    `emulated` says whether an emulation is in force, on which the choice depends.
+    """
     name = chosen_backend(op, backend, device_type, dtype)
     if name == "reference":
         return functools.partial(_run_formula, formula(op))
@@ -178,7 +179,8 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
         *operands, backend = arguments
         output_shape(*operands)
         first = tensors_of(operands)[0]
-        return kernel(op, backend, first.device.type, first.dtype)(*operands)
+        emulated = emulation.current() is not None
+        return kernel(op, backend, first.device.type, first.dtype, emulated)(*operands)
 
     def fake(*arguments: Any) -> Tensor:
         *operands, _ = arguments

@@ -27,7 +27,9 @@ def test_every_operation_has_a_reference():
 
 
 def test_unknown_backend_lists_the_known():
-    with pytest.raises(ValueError, match="one of 'auto', 'reference', 'cpu', got 'fastest'"):
+    with pytest.raises(
+        ValueError, match="one of 'auto', 'reference', 'cpu', 'triton', got 'fastest'"
+    ):
         registry.kernel("conv_act", "fastest", "cpu", torch.float32)
 
 

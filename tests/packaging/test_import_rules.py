@@ -64,8 +64,8 @@ def _problem(module: str, imported: str) -> str | None:
             return None
         return "a reference imports torch and other references alone"
     if top == "triton":
-        allowed = room_of(module) == "simt" or module.endswith(".triton")
-        return None if allowed else "only simt and the Triton kernels import triton"
+        allowed = room_of(module) in ("backends", "simt") or module.endswith(".triton")
+        return None if allowed else "only backends, simt and the Triton kernels import triton"
     if top != PACKAGE:
         return None
     if (importer := BACKEND_FILE.fullmatch(module)) and (
@@ -158,8 +158,8 @@ MODULES = frozenset(
         ("ops.a.reference", "import numpy", "a reference imports torch"),
         ("ops.a.cpu", "from evsam_kernels.ops.a import triton", "of their own backend alone"),
         ("ops.a.cpu", "import evsam_kernels.ops.b.cuda", "of their own backend alone"),
-        ("ops.a.cpu", "import triton", "only simt and the Triton kernels"),
-        ("nn.blocks", "import triton.language as tl", "only simt and the Triton kernels"),
+        ("ops.a.cpu", "import triton", "only backends, simt and the Triton kernels"),
+        ("nn.blocks", "import triton.language as tl", "only backends, simt and the Triton kernels"),
         ("nn.blocks", "from evsam_kernels.ops import native", "serves the C++ launchers"),
         ("nn.blocks", "from evsam_kernels import _cpu", "only backends, ops.native and cli"),
         (
