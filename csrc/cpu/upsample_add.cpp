@@ -1,9 +1,9 @@
 // Sum of maps after bicubic resizing (Keys 1981, a = -0.75), the way PyTorch and OpenCV place pixels.
 //
 // Layout: NHWC, so that every step is a sum of whole pixels. Tile: one row of the output for each thread:
-// of each map four rows are combined into one, and of that four pixels into each of the output.
-// On chip: the combined row and the row of sums, float32. Main memory: the maps once (rows are used again
-// from L2), y once.
+// of each map up to four rows are combined into one, and up to four pixels of each of these make a pixel
+// of the output. A map of the output's size needs a single row and a single pixel.
+// On chip: the combined rows, float32. Main memory: the maps once (rows are used again from L2), y once.
 
 #include "evsam/upsample_add.h"
 
@@ -15,8 +15,9 @@
 namespace evsam::EVSAM_ISA {
 namespace {
 
-// The four input positions an output position is made from, and their weights.
+// The input positions that an output position is made from, those of weight zero left out.
 struct Taps {
+  std::int64_t count;
   std::int64_t at[4];
   float weight[4];
 };
@@ -31,20 +32,56 @@ void fill(Taps* taps, std::int64_t from, std::int64_t to) {
     const double before = __builtin_floor(place), t = place - before;
     const double weights[4] = {far_weight(t + 1), near_weight(t), near_weight(1 - t),
                                far_weight(2 - t)};
+    taps[i].count = 0;
     for (int k = 0; k < 4; ++k) {
-      taps[i].at[k] = most(least(static_cast<std::int64_t>(before) - 1 + k, from - 1), 0);
-      taps[i].weight[k] = static_cast<float>(weights[k]);
+      if (weights[k] == 0) continue;
+      const std::int64_t tap = taps[i].count++;
+      taps[i].at[tap] = most(least(static_cast<std::int64_t>(before) - 1 + k, from - 1), 0);
+      taps[i].weight[tap] = static_cast<float>(weights[k]);
     }
   }
 }
 
-// to[i] = sum of the four rows, each times its weight, for `count` floats rounded up to vectors.
+// A row of `count` elements as float32: the sum of a map's rows, each times its weight. It is written to
+// `room` unless the map holds it as it is.
 template <class Storage>
-void combine(const Storage* const (&rows)[4], const float (&weight)[4], std::int64_t count, float* to) {
+const float* combined(const Storage* x, std::int64_t count, const Taps& rows, float* room) {
+  if constexpr (same<Storage, float>)
+    if (rows.count == 1 && rows.weight[0] == 1) return x + rows.at[0] * count;
   for (std::int64_t i = 0; i < count; i += lanes) {
-    Vec sum = load(rows[0] + i, count - i) * weight[0];
-    for (int k = 1; k < 4; ++k) sum = fma(load(rows[k] + i, count - i), broadcast(weight[k]), sum);
-    store(to + i, sum);
+    Vec sum = zero();
+    for (std::int64_t k = 0; k < rows.count; ++k)
+      sum = fma(load(x + rows.at[k] * count + i, count - i), broadcast(rows.weight[k]), sum);
+    store(room + i, sum);
+  }
+  return room;
+}
+
+// One term of a pixel of the output.
+struct Term {
+  const float* pixel;
+  float weight;
+};
+
+// to[c] = sum of terms, for vectors [0, vectors) of channels.
+template <int vectors, class Storage>
+EVSAM_INLINE void add_terms(const Term* terms, std::int64_t count, std::int64_t c,
+                            std::int64_t channels, Storage* to) {
+  Vec sums[vectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v) sums[v] = zero();
+  for (std::int64_t t = 0; t < count; ++t) {
+    const Vec weight = broadcast(terms[t].weight);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      const std::int64_t at = c + v * lanes;
+      sums[v] = fma(load(terms[t].pixel + at, channels - at), weight, sums[v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v) {
+    const std::int64_t at = c + v * lanes;
+    store(to + at, sums[v], channels - at);
   }
 }
 
@@ -53,16 +90,19 @@ void run(const UpsampleAddArgs& args) {
   const std::int64_t channels = args.channels;
   std::int64_t widest = 0;
   for (std::int64_t m = 0; m < args.count; ++m) widest = most(widest, args.maps[m].width);
+  const std::int64_t row_room = widest * channels + lanes;
 
   struct Room {
-    float* combined;
-    float* sums;
-    Room(Pieces& pieces, std::int64_t width_in, std::int64_t width_out, std::int64_t channels)
-        : combined(pieces.take<float>(width_in * channels + lanes)),
-          sums(pieces.take<float>(width_out * channels + lanes)) {}
+    float* rows;
+    const float** combined;
+    Term* terms;
+    Room(Pieces& pieces, std::int64_t maps, std::int64_t row_room)
+        : rows(pieces.take<float>(maps * row_room)),
+          combined(pieces.take<const float*>(maps)),
+          terms(pieces.take<Term>(4 * maps)) {}
   };
   Pieces counted;
-  const Room one(counted, widest, args.width, channels);
+  const Room one(counted, args.count, row_room);
   Pieces taps_counted;
   taps_counted.take<Taps>(args.count * (args.height + args.width));
   char* memory = scratch(taps_counted.bytes() + args.num_threads * counted.bytes());
@@ -77,32 +117,30 @@ void run(const UpsampleAddArgs& args) {
   const std::int64_t operations = lines * args.width * channels * 8 * args.count;
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(memory + taps_counted.bytes() + member * counted.bytes());
-    const Room room(pieces, widest, args.width, channels);
+    const Room room(pieces, args.count, row_room);
     for_each(lines, [&](std::int64_t line) {
       const std::int64_t image = line / args.height, y = line % args.height;
       for (std::int64_t m = 0; m < args.count; ++m) {
         const UpsampleAddMap& map = args.maps[m];
-        const Taps* vertical = taps + m * (args.height + args.width);
-        const Taps* horizontal = vertical + args.height;
         const std::int64_t row = map.width * channels;
         const auto* x = static_cast<const Storage*>(map.x) + image * map.height * row;
-        const Storage* rows[4];
-        for (int k = 0; k < 4; ++k) rows[k] = x + vertical[y].at[k] * row;
-        combine(rows, vertical[y].weight, row, room.combined);
-        for (std::int64_t i = 0; i < args.width; ++i)
-          for (std::int64_t c = 0; c < channels; c += lanes) {
-            // Lanes past the last channel fall on the next pixel, which is written later.
-            float* sums = room.sums + i * channels + c;
-            Vec sum = m == 0 ? zero() : load(sums);
-            for (int k = 0; k < 4; ++k)
-              sum = fma(load(room.combined + horizontal[i].at[k] * channels + c),
-                        broadcast(horizontal[i].weight[k]), sum);
-            store(sums, sum, channels - c);
-          }
+        const Taps& vertical = taps[m * (args.height + args.width) + y];
+        room.combined[m] = combined(x, row, vertical, room.rows + m * row_room);
       }
-      const std::int64_t count = args.width * channels;
-      auto* to = static_cast<Storage*>(args.y) + line * count;
-      for (std::int64_t i = 0; i < count; i += lanes) store(to + i, load(room.sums + i), count - i);
+      auto* to = static_cast<Storage*>(args.y) + line * args.width * channels;
+      for (std::int64_t i = 0; i < args.width; ++i, to += channels) {
+        std::int64_t count = 0;
+        for (std::int64_t m = 0; m < args.count; ++m) {
+          const Taps& horizontal = taps[m * (args.height + args.width) + args.height + i];
+          for (std::int64_t k = 0; k < horizontal.count; ++k)
+            room.terms[count++] = {room.combined[m] + horizontal.at[k] * channels,
+                                   horizontal.weight[k]};
+        }
+        std::int64_t c = 0;
+        for (; c + 4 * lanes <= channels; c += 4 * lanes)
+          add_terms<4>(room.terms, count, c, channels, to);
+        for (; c < channels; c += lanes) add_terms<1>(room.terms, count, c, channels, to);
+      }
     });
   });
 }
