@@ -1,5 +1,8 @@
 """Types of the extension module that python/cpu.cpp binds."""
 
+import numpy as np
+import numpy.typing as npt
+
 def available_isas() -> list[str]: ...
 def isa() -> str: ...
 def use_isa(name: str) -> None: ...
@@ -159,6 +162,20 @@ def relu_linear_attention(
     dtype: str,
     num_threads: int,
 ) -> None: ...
+def measure_masks(
+    *,
+    logits: npt.NDArray[np.float32],
+    row_first: npt.NDArray[np.int32],
+    row_weights: npt.NDArray[np.float32],
+    column_first: npt.NDArray[np.int32],
+    column_weights: npt.NDArray[np.float32],
+    inner: float,
+    threshold: float,
+    outer: float,
+    tolerance: float,
+    masks: npt.NDArray[np.uint8] | None,
+    num_threads: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]]: ...
 def upsample_add(
     *,
     maps: list[tuple[int, int, int]],

@@ -1,5 +1,6 @@
 // The module evsam_kernels._cpu: checks what Python passes and calls the C++ kernels without the GIL.
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -16,6 +17,7 @@
 #include "evsam/isa.h"
 #include "evsam/layer_norm_2d.h"
 #include "evsam/mbconv.h"
+#include "evsam/measure_masks.h"
 #include "evsam/multi_scale_attention.h"
 #include "evsam/relu_linear_attention.h"
 #include "evsam/upsample_add.h"
@@ -367,6 +369,64 @@ void relu_linear_attention(Address qkv, Address y, std::int64_t batch, std::int6
   evsam::relu_linear_attention(args);
 }
 
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+// One axis of a resizing from `in_size` positions.
+evsam::ResizedAxis resized_axis(const char* name, const Array<std::int32_t>& first,
+                                const Array<float>& weights, std::int64_t in_size) {
+  const std::string axis(name);
+  check(first.ndim() == 1 && first.shape(0) >= 1, axis + "_first must have one element or more");
+  const std::int64_t size = first.shape(0);
+  check(weights.ndim() == 2 && weights.shape(0) == 3 && weights.shape(1) == size,
+        axis + "_weights must have the shape [3, " + std::to_string(size) + "]");
+  std::int64_t before = 0;
+  for (std::int64_t i = 0; i < size; ++i) {
+    const std::int64_t here = first.data()[i];
+    check(before <= here && here + 3 <= in_size,
+          axis + "_first must rise from 0 to at most " + std::to_string(in_size - 3));
+    before = here;
+  }
+  return {first.data(), weights.data(), size};
+}
+
+py::tuple measure_masks(const Array<float>& logits, const Array<std::int32_t>& row_first,
+                        const Array<float>& row_weights, const Array<std::int32_t>& column_first,
+                        const Array<float>& column_weights, float inner, float threshold,
+                        float outer, float tolerance, std::optional<Array<std::uint8_t>> masks,
+                        int num_threads) {
+  check(logits.ndim() == 3, "logits must have three axes");
+  check_at_least("num_threads", num_threads, 1);
+  evsam::MeasureMasksArgs args{};
+  args.logits = logits.data();
+  args.count = logits.shape(0);
+  args.in_height = logits.shape(1);
+  args.in_width = logits.shape(2);
+  args.rows = resized_axis("row", row_first, row_weights, args.in_height);
+  args.columns = resized_axis("column", column_first, column_weights, args.in_width);
+  args.inner = inner;
+  args.threshold = threshold;
+  args.outer = outer;
+  args.tolerance = tolerance;
+  if (masks.has_value()) {
+    check(masks->ndim() == 3 && masks->shape(0) == args.count &&
+              masks->shape(1) == args.rows.size && masks->shape(2) == args.columns.size,
+          "masks must hold a map of the output's size for each of the logits");
+    args.masks = masks->mutable_data();
+  }
+  Array<std::int64_t> counts({args.count, std::int64_t{2}}), boxes({args.count, std::int64_t{4}});
+  Array<std::uint8_t> doubtful(args.count);
+  args.counts = counts.mutable_data();
+  args.boxes = boxes.mutable_data();
+  args.doubtful = doubtful.mutable_data();
+  args.num_threads = num_threads;
+  {
+    const py::gil_scoped_release without_gil;
+    evsam::measure_masks(args);
+  }
+  return py::make_tuple(counts, boxes, doubtful);
+}
+
 void upsample_add(const std::vector<std::tuple<Address, std::int64_t, std::int64_t>>& maps,
                   Address y, std::int64_t batch, std::int64_t height, std::int64_t width,
                   std::int64_t channels, const std::string& dtype_name, int num_threads) {
@@ -456,6 +516,10 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("relu_linear_attention", &relu_linear_attention, py::kw_only(), "qkv"_a, "y"_a,
              "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "eps"_a, "dtype"_a, "num_threads"_a,
              "Linear attention of every head; see csrc/include/evsam/relu_linear_attention.h.");
+  module.def("measure_masks", &measure_masks, py::kw_only(), py::arg("logits").noconvert(),
+             "row_first"_a, "row_weights"_a, "column_first"_a, "column_weights"_a, "inner"_a,
+             "threshold"_a, "outer"_a, "tolerance"_a, py::arg("masks").noconvert(),
+             "num_threads"_a, "Upscaled masks, thresholded; see csrc/include/evsam/measure_masks.h.");
   module.def("upsample_add", &upsample_add, py::kw_only(), "maps"_a, "y"_a, "batch"_a, "height"_a,
              "width"_a, "channels"_a, "dtype"_a, "num_threads"_a,
              "Sum of resized maps (address, height, width); see csrc/include/evsam/upsample_add.h.");

@@ -19,11 +19,11 @@ from torch import nn
 from evsam_kernels.cli.output import write_atomically
 from evsam_kernels.cli.overlay import draw
 from evsam_kernels.cli.prompts import Prompts
+from evsam_kernels.ops.measure_masks.reference import mask_boxes
 from evsam_kernels.sam.mask_generator import EfficientViTSamAutomaticMaskGenerator
 from evsam_kernels.sam.masks import (
     Rle,
     box_to_xywh,
-    masks_to_boxes,
     masks_to_rle,
     rle_to_coco,
     rle_to_mask,
@@ -117,7 +117,7 @@ def segment_prompted(
             masks_to_rle(chosen),
             chosen.flatten(1).sum(dim=1).tolist(),
             scores[order].tolist(),
-            box_to_xywh(masks_to_boxes(chosen)).tolist(),
+            box_to_xywh(mask_boxes(chosen)).tolist(),
             strict=True,
         )
     ]

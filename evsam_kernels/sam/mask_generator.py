@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from evsam_kernels.ops.measure_masks.api import measure_masks
+from evsam_kernels.ops.measure_masks.reference import mask_boxes
 from evsam_kernels.sam.masks import (
     CocoRle,
     Crop,
@@ -23,13 +25,11 @@ from evsam_kernels.sam.masks import (
     crop_windows,
     import_optional,
     layer_point_grids,
-    masks_to_boxes,
     masks_to_rle,
     remove_small_regions,
     rle_area,
     rle_to_coco,
     rle_to_mask,
-    stability_scores,
     uncrop_masks,
 )
 from evsam_kernels.sam.predictor import EfficientViTSamPredictor
@@ -49,7 +49,7 @@ class EfficientViTSamAutomaticMaskGenerator:
         model: an EfficientViT-SAM, fused or not, as the predictor takes.
         points_per_side: points along each side of the grid; None where `point_grids` is given.
         points_per_batch: points decoded at once. Bounds the memory: at most this many masks are
-            held at full size, in float32, at a time.
+            held at full size at a time.
         pred_iou_thresh: keep masks of a predicted IoU above this; off at 0 or below.
         stability_score_thresh: keep masks at least this stable; off at 0 or below.
         stability_score_offset: how far the mask threshold is moved to measure stability.
@@ -145,7 +145,8 @@ class EfficientViTSamAutomaticMaskGenerator:
             bbox: its box [x, y, width, height], in pixels.
             predicted_iou: the model's own estimate of the mask's quality.
             point_coords: [[x, y]], the grid point that gave the mask.
-            stability_score: see `stability_scores`.
+            stability_score: IoU of the masks at the threshold moved either way by
+                `stability_score_offset`; 0 where both are empty.
             crop_box: [x, y, width, height] of the crop in which the mask was found.
 
         Raises:
@@ -234,12 +235,17 @@ class EfficientViTSamAutomaticMaskGenerator:
         im_size: Size,
     ) -> _Candidates:
         """Upscale logits `[N, 256, 256]` and describe the masks that are stable and whole."""
-        threshold = self.predictor.model.mask_threshold
-        logits = self.predictor.upscale_masks(low_res[:, None])[:, 0]
-        stability = stability_scores(logits, threshold, self.stability_score_offset)
-        masks = logits > threshold
+        measured = measure_masks(
+            low_res,
+            self.predictor.mask_sizes(),
+            threshold=self.predictor.model.mask_threshold,
+            offset=self.stability_score_offset,
+        )
+        masks = measured.masks
+        assert masks is not None  # As they are asked for by default.
+        stability = measured.inner / measured.outer.clamp(min=1)
         x0, y0, _, _ = crop.box
-        boxes = masks_to_boxes(masks) + torch.tensor([x0, y0, x0, y0], device=masks.device)
+        boxes = measured.boxes + torch.tensor([x0, y0, x0, y0], device=low_res.device)
         kept = ~boxes_at_crop_edge(boxes, crop, im_size)
         if self.stability_score_thresh > 0:
             kept &= stability >= self.stability_score_thresh
@@ -263,7 +269,7 @@ class EfficientViTSamAutomaticMaskGenerator:
             if changed:
                 cleaned = torch.from_numpy(mask)[None]
                 rles[index] = masks_to_rle(cleaned)[0]
-                boxes[index] = masks_to_boxes(cleaned)[0]
+                boxes[index] = mask_boxes(cleaned)[0]
                 untouched[index] = 0
         threshold = max(self.box_nms_thresh, self.crop_nms_thresh)
         cleaned_found = _Candidates(

@@ -1,4 +1,4 @@
-"""Mask algebra for "segment everything": run lengths, boxes, stability, NMS, regions, crops, grids.
+"""Mask algebra for "segment everything": run lengths, boxes, NMS, regions, crops, grids.
 
 Same results as SAM's mask generator (Kirillov et al., arXiv 2304.02643, appendix B). Boxes are
 (x0, y0, x1, y1) in pixels and name the outermost pixels inside the mask, both ends included.
@@ -108,36 +108,10 @@ def rle_to_coco(rle: Rle) -> CocoRle:
     return {"size": list(compressed["size"]), "counts": compressed["counts"].decode("ascii")}
 
 
-def masks_to_boxes(masks: torch.Tensor) -> torch.Tensor:
-    """Int64 boxes `[N, 4]` of bool masks `[N, H, W]`; zeros for an empty mask."""
-    in_row, in_column = masks.any(dim=2), masks.any(dim=1)
-    x0, x1 = _first_and_last(in_column)
-    y0, y1 = _first_and_last(in_row)
-    boxes = torch.stack([x0, y0, x1, y1], dim=1)
-    return boxes * in_row.any(dim=1, keepdim=True)
-
-
-def _first_and_last(flags: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of the first and last True of each row of `[N, L]`; any index where there is none."""
-    numbers = flags.to(torch.uint8)
-    return numbers.argmax(dim=1), flags.shape[1] - 1 - numbers.flip(1).argmax(dim=1)
-
-
 def box_to_xywh(box: torch.Tensor) -> torch.Tensor:
     """(x0, y0, x1, y1) `[..., 4]` to (x0, y0, x1 - x0, y1 - y0), as SAM reports boxes."""
     corner, far_corner = box[..., :2], box[..., 2:]
     return torch.cat([corner, far_corner - corner], dim=-1)
-
-
-def stability_scores(logits: torch.Tensor, threshold: float, offset: float) -> torch.Tensor:
-    """How little each mask changes when its threshold moves: float32 `[N]`.
-
-    The IoU of `logits > threshold + offset` and `logits > threshold - offset`, for logits
-    `[N, H, W]`; 0 where both are empty.
-    """
-    inner = (logits > threshold + offset).flatten(1).sum(dim=1)
-    outer = (logits > threshold - offset).flatten(1).sum(dim=1)
-    return inner / outer.clamp(min=1)
 
 
 def box_nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:

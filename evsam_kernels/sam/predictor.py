@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from evsam_kernels.ops.measure_masks.reference import Sizes
 from evsam_kernels.sam.preprocess import (
     ImageInput,
     Size,
@@ -329,6 +330,12 @@ class EfficientViTSamPredictor:
             low_res_logits.float(), _at(self.input_size, index), _at(self.original_size, index)
         )
         return masks
+
+    def mask_sizes(self, image_index: int | None = None) -> Sizes:
+        """How low-resolution logits become masks of the image, as `ops.measure_masks` takes it."""
+        index = self._checked_index(image_index)
+        frame = self.model.image_size[0]
+        return Sizes((frame, frame), _at(self.input_size, index), _at(self.original_size, index))
 
     def _model_channels(self, pixels: np.ndarray, image_format: str) -> np.ndarray:
         if image_format not in ("RGB", "BGR"):

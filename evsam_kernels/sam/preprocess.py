@@ -7,8 +7,9 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
+
+from evsam_kernels.ops.measure_masks.reference import Sizes, upscale_masks
 
 ImageInput: TypeAlias = "np.ndarray | Image.Image"
 Size: TypeAlias = "tuple[int, int]"
@@ -140,10 +141,5 @@ def postprocess_masks(
         )
     if min(original_size) < 1:
         raise ValueError(f"original_size must be positive, got {tuple(original_size)}")
-    logits = _bilinear(masks.float(), (frame_size, frame_size))
-    logits = logits[..., : input_size[0], : input_size[1]]
-    return _bilinear(logits, (int(original_size[0]), int(original_size[1])))
-
-
-def _bilinear(maps: torch.Tensor, size: Size) -> torch.Tensor:
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    original_size = int(original_size[0]), int(original_size[1])
+    return upscale_masks(masks, Sizes((frame_size, frame_size), input_size, original_size))

@@ -18,7 +18,8 @@ from evsam_kernels.backends import build_info
 from evsam_kernels.numerics.budget import assert_within_budget, call
 from evsam_kernels.numerics.cases import CASES, Case
 from evsam_kernels.numerics.validation import Step, validate
-from evsam_kernels.ops import native
+from evsam_kernels.ops import measure_masks, native
+from evsam_kernels.ops.measure_masks.reference import Sizes
 from evsam_kernels.ops.registry import OPERATIONS
 
 _cpu = pytest.importorskip("evsam_kernels._cpu", reason=str(build_info.read()))
@@ -344,3 +345,13 @@ def test_memory_does_not_grow(op, name):
         call(op, operands, "cpu")
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 4096, f"{grown} KiB"
+
+
+@pytest.mark.parametrize("isa", OTHER_ISAS, indirect=True)
+def test_every_instruction_set_measures_the_same_masks(isa):
+    coarse = torch.randn(9, 1, 5, 5, generator=torch.Generator().manual_seed(3))
+    logits = torch.nn.functional.interpolate(8 * coarse, (50, 37), mode="bicubic")[:, 0]
+    sizes = Sizes((160, 150), (121, 150), (77, 93))
+    found = measure_masks(logits, sizes, backend="cpu")
+    for ours, theirs in zip(found, measure_masks(logits, sizes, backend="reference"), strict=True):
+        assert torch.equal(ours, theirs)

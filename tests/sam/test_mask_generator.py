@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from evsam_kernels.ops import measure_masks
+from evsam_kernels.sam import mask_generator
 from evsam_kernels.sam.mask_generator import EfficientViTSamAutomaticMaskGenerator
 from evsam_kernels.sam.masks import rle_to_mask
 from evsam_kernels.sam.preprocess import SamTransform, postprocess_masks
@@ -78,10 +80,8 @@ class ColourModel(nn.Module):
         self.prompt_encoder = PointEncoder()
         self.mask_decoder = ColourDecoder()
         self.transform = SamTransform(128)
-        self.upscaled: list[int] = []
 
     def postprocess_masks(self, masks, input_size, original_size):
-        self.upscaled.append(masks.shape[0] * masks.shape[1])
         return postprocess_masks(masks, input_size, original_size, frame_size=256)
 
 
@@ -215,21 +215,34 @@ def test_output_modes_agree(model):
             assert mask[key] == rle[key] == compressed[key]
 
 
+@pytest.fixture
+def measured(monkeypatch):
+    """How many masks were upscaled, call by call."""
+    counts: list[int] = []
+
+    def counting(logits, *args, **settings):
+        counts.append(len(logits))
+        return measure_masks(logits, *args, **settings)
+
+    monkeypatch.setattr(mask_generator, "measure_masks", counting)
+    return counts
+
+
 @pytest.mark.parametrize("points_per_batch", [1, 5, 1000])
-def test_batch_size_changes_nothing_but_memory(model, points_per_batch):
+def test_batch_size_changes_nothing_but_memory(model, measured, points_per_batch):
     settings = {"crop_n_layers": 1, "pred_iou_thresh": 0.5}
     expected = generate(model, **settings)
-    model.upscaled.clear()
+    measured.clear()
     assert_same(generate(model, points_per_batch=points_per_batch, **settings), expected)
-    assert max(model.upscaled) <= points_per_batch
+    assert max(measured) <= points_per_batch
 
 
-def test_only_masks_of_good_predicted_iou_are_upscaled(model):
+def test_only_masks_of_good_predicted_iou_are_upscaled(model, measured):
     generate(model, pred_iou_thresh=0.5)
-    assert sum(model.upscaled) == 3 * 64
-    model.upscaled.clear()
+    assert sum(measured) == 3 * 64
+    measured.clear()
     masks = generate(model, pred_iou_thresh=0.93)
-    assert sum(model.upscaled) == 2 * 64  # the third mask of every point scores 0.92 at most
+    assert sum(measured) == 2 * 64  # the third mask of every point scores 0.92 at most
     assert min(mask["predicted_iou"] for mask in masks) > 0.93
 
 

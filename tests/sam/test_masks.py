@@ -19,14 +19,12 @@ from evsam_kernels.sam.masks import (
     boxes_at_crop_edge,
     crop_windows,
     layer_point_grids,
-    masks_to_boxes,
     masks_to_rle,
     point_grid,
     remove_small_regions,
     rle_area,
     rle_to_coco,
     rle_to_mask,
-    stability_scores,
     uncrop_masks,
 )
 
@@ -93,40 +91,10 @@ def test_coco_rle_says_what_to_install(monkeypatch):
         rle_to_coco({"size": [1, 1], "counts": [1]})
 
 
-@given(mask_stacks)
-def test_boxes_are_the_outermost_pixels(masks):
-    boxes = masks_to_boxes(torch.from_numpy(masks))
-    assert boxes.dtype == torch.int64
-    for mask, box in zip(masks, boxes.tolist(), strict=True):
-        y, x = mask.nonzero()
-        assert box == ([x.min(), y.min(), x.max(), y.max()] if mask.any() else [0, 0, 0, 0])
-
-
-def test_boxes_of_no_masks():
-    assert masks_to_boxes(torch.zeros(0, 4, 5, dtype=torch.bool)).shape == (0, 4)
-
-
 def test_box_to_xywh():
     boxes = torch.tensor([[1, 2, 11, 22], [5, 5, 5, 5]])
     assert box_to_xywh(boxes).tolist() == [[1, 2, 10, 20], [5, 5, 0, 0]]
     assert box_to_xywh(boxes[0]).tolist() == [1, 2, 10, 20]
-
-
-def test_stability_is_the_iou_of_two_thresholds():
-    logits = torch.tensor([-5.0, -0.5, 0.5, 1.0, 2.0, 3.0]).view(1, 2, 3)
-    # Above 1: two pixels. Above -1: five.
-    torch.testing.assert_close(stability_scores(logits, 0.0, 1.0), torch.tensor([2 / 5]))
-    # Above 2.5: one. Above 1.5: two.
-    torch.testing.assert_close(stability_scores(logits, 2.0, 0.5), torch.tensor([1 / 2]))
-
-
-def test_stability_of_an_empty_and_of_a_crisp_mask():
-    logits = torch.stack([torch.full((3, 4), -9.0), torch.full((3, 4), 9.0)])
-    assert stability_scores(logits, 0.0, 1.0).tolist() == [0.0, 1.0]
-
-
-def test_stability_counts_beyond_sixteen_bits():
-    assert stability_scores(torch.full((1, 1, 40_000), 9.0), 0.0, 1.0).tolist() == [1.0]
 
 
 def nms_by_definition(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> list[int]:

@@ -12,6 +12,7 @@
 #include "evsam/isa.h"
 #include "evsam/layer_norm_2d.h"
 #include "evsam/mbconv.h"
+#include "evsam/measure_masks.h"
 #include "evsam/multi_scale_attention.h"
 #include "evsam/relu_linear_attention.h"
 #include "evsam/upsample_add.h"
@@ -28,7 +29,8 @@
   X(relu_linear_attention, ReluLinearAttentionArgs)  \
   X(multi_scale_attention, MultiScaleAttentionArgs)  \
   X(layer_norm_2d, LayerNorm2dArgs)                  \
-  X(upsample_add, UpsampleAddArgs)
+  X(upsample_add, UpsampleAddArgs)                   \
+  X(measure_masks, MeasureMasksArgs)
 
 // Those whose weights are packed, and the type of the weights.
 #define EVSAM_PACKED_OPERATIONS(X)         \

@@ -1,0 +1,1 @@
+"""Mask logits at the size of the image, thresholded and measured."""
