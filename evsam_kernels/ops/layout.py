@@ -29,7 +29,7 @@ def channels_last(x: Tensor) -> Tensor:
     """
     if x.stride() == channels_last_strides(x.shape):
         return x
-    return empty_channels_last(x, x.shape).copy_(x)
+    return x.new_empty_strided(x.shape, channels_last_strides(x.shape)).copy_(x)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

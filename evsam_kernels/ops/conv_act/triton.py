@@ -1,0 +1,308 @@
+"""Triton kernels of `conv_act`: convolution as a product of matrices, and depthwise convolution.
+
+Layout: NHWC, so that a pixel's channels are the row of a matrix; nothing is laid out anew (implicit
+GEMM: the operand's rows are addressed under the kernel as it moves over its taps). Tile: BM output
+pixels times BN output channels; the sum over taps and channels stays in registers, and bias,
+activation and residual are applied there. Global memory: a tile's pixels once for every BN output
+channels, from L2 mostly, the weights once for every BM pixels, residual and result once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from evsam_kernels.ops.checks import HALF_AND_SINGLE, conv_output_size
+from evsam_kernels.ops.conv_act.tiles import tile_of
+from evsam_kernels.ops.layout import channels_last, empty_channels_last
+
+DTYPES = HALF_AND_SINGLE
+
+
+@triton.jit
+def tanh_approx(x):
+    """tanh by the special function unit, float32: relative error 2^-11 (PTX ISA, tanh)."""
+    return tl.inline_asm_elementwise(
+        "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    """The activation called ACTIVATION of float32 `x`; finite for every finite `x`."""
+    if ACTIVATION == "gelu_approx":
+        # sqrt(2 / pi) (x + 0.044715 x^3)
+        z = x * (0.7978845608 + 0.0356774081 * x * x)
+        half = 0.5 * x
+        return half + half * tanh_approx(z)
+    elif ACTIVATION == "gelu":
+        # 0.5 x (1 + tanh(z)) = x / (1 + exp(-2 z))
+        return x / (1.0 + tl.exp(x * (-1.5957691216 - 0.0713548163 * x * x)))
+    elif ACTIVATION == "silu":
+        return x / (1.0 + tl.exp(-x))
+    elif ACTIVATION == "relu":
+        return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == "relu6":
+        return tl.minimum(
+            tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL),
+            6.0,
+            propagate_nan=tl.PropagateNan.ALL,
+        )
+    elif ACTIVATION == "hswish":
+        clamped = tl.minimum(
+            tl.maximum(x + 3.0, 0.0, propagate_nan=tl.PropagateNan.ALL),
+            6.0,
+            propagate_nan=tl.PropagateNan.ALL,
+        )
+        return x * (clamped / 6.0)
+    else:
+        return x
+
+
+@triton.jit
+def taps_inside(
+    top, left, height, width, DILATION: tl.constexpr, KERNEL: tl.constexpr
+):
+    """Which taps of a kernel whose first is at (top, left) lie inside a map: a bit for each.
+
+    `top` and `left` are int32 of one shape; the bits are int32 up to 25 taps, else int64.
+    """
+    if KERNEL * KERNEL <= 31:
+        bits = tl.zeros_like(top)
+    else:
+        bits = tl.zeros_like(top).to(tl.int64)
+    for tap in tl.static_range(KERNEL * KERNEL):
+        y = top + (tap // KERNEL) * DILATION
+        x = left + (tap % KERNEL) * DILATION
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        bits |= inside.to(bits.dtype) << tap
+    return bits
+
+
+@triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
+def conv_kernel(
+    x,  # [B, H, W, groups * C]
+    weight,  # [groups * N, KERNEL, KERNEL, C]
+    bias,  # [groups * N]
+    residual,  # [B, OH, OW, groups * N]
+    y,  # the same
+    pixels,  # B * OH * OW
+    height,
+    width,
+    out_height,
+    out_width,
+    groups,
+    channels,  # C, of one group
+    out_channels,  # N, of one group
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CHANNEL_STEPS: tl.constexpr,  # of BK channels, for each tap
+    WHOLE_STEPS: tl.constexpr,  # whether BK divides C
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    column_tiles = tl.cdiv(out_channels, BN)
+    tile = tl.program_id(0)
+    group = tl.program_id(1)
+    row = (tile // column_tiles) * BM + tl.arange(0, BM)
+    column = (tile % column_tiles) * BN + tl.arange(0, BN)
+    step = tl.arange(0, BK)
+    in_row = row < pixels
+    in_column = column < out_channels
+
+    out_x = row % out_width
+    line = row // out_width
+    out_y = line % out_height
+    image = line // out_height
+    top = out_y * STRIDE - (KERNEL // 2) * DILATION
+    left = out_x * STRIDE - (KERNEL // 2) * DILATION
+    all_channels = groups * channels
+    corner = (image.to(tl.int64) * height + top) * width + left
+    x_at = x + (corner * all_channels + group * channels)[:, None] + step[None, :]
+    inside = taps_inside(top, left, height, width, DILATION, KERNEL)
+    inside = tl.where(in_row, inside, tl.zeros_like(inside))
+
+    # One column of the operand's transpose is an output channel's weights, one after the other.
+    of_channel = (group * out_channels + column) * (KERNEL * KERNEL * channels)
+    weight_at = weight + of_channel[None, :] + step[:, None]
+
+    total = tl.zeros((BM, BN), tl.float32)
+    for k in tl.range(0, KERNEL * KERNEL * CHANNEL_STEPS, num_stages=STAGES):
+        tap = k // CHANNEL_STEPS
+        first = (k % CHANNEL_STEPS) * BK
+        moved = ((tap // KERNEL) * width + tap % KERNEL) * DILATION * all_channels + first
+        in_map = ((inside >> tap) & 1) != 0
+        if WHOLE_STEPS:
+            a = tl.load(x_at + moved, mask=in_map[:, None], other=0.0)
+            b = tl.load(
+                weight_at + (tap * channels + first), mask=in_column[None, :], other=0.0
+            )
+        else:
+            in_step = first + step < channels
+            a = tl.load(x_at + moved, mask=in_map[:, None] & in_step[None, :], other=0.0)
+            b = tl.load(
+                weight_at + (tap * channels + first),
+                mask=in_step[:, None] & in_column[None, :],
+                other=0.0,
+            )
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+
+    if bias is not None:
+        total += tl.load(bias + group * out_channels + column, mask=in_column, other=0.0).to(
+            tl.float32
+        )[None, :]
+    total = activate(total, ACTIVATION)
+    at = (row.to(tl.int64) * (groups * out_channels) + group * out_channels)[:, None]
+    at = at + column[None, :]
+    inside_map = in_row[:, None] & in_column[None, :]
+    if residual is not None:
+        total += tl.load(residual + at, mask=inside_map, other=0.0).to(tl.float32)
+    tl.store(y + at, total.to(y.dtype.element_ty), mask=inside_map)
+
+
+@triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
+def depthwise_kernel(
+    x,  # [B, H, W, C]
+    weight,  # [C, KERNEL, KERNEL]
+    bias,  # [C]
+    residual,  # [B, OH, OW, C]
+    y,  # the same
+    pixels,  # B * OH * OW
+    height,
+    width,
+    out_height,
+    out_width,
+    channels,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+):
+    channel_tiles = tl.cdiv(channels, BC)
+    tile = tl.program_id(0)
+    row = (tile // channel_tiles) * BM + tl.arange(0, BM)
+    channel = (tile % channel_tiles) * BC + tl.arange(0, BC)
+    in_row = row < pixels
+    in_channel = channel < channels
+
+    out_x = row % out_width
+    line = row // out_width
+    out_y = line % out_height
+    image = line // out_height
+    top = out_y * STRIDE - (KERNEL // 2) * DILATION
+    left = out_x * STRIDE - (KERNEL // 2) * DILATION
+    corner = (image.to(tl.int64) * height + top) * width + left
+    x_at = x + (corner * channels)[:, None] + channel[None, :]
+
+    total = tl.zeros((BM, BC), tl.float32)
+    for tap in tl.static_range(KERNEL * KERNEL):
+        down = (tap // KERNEL) * DILATION
+        along = (tap % KERNEL) * DILATION
+        in_map = (top + down >= 0) & (top + down < height) & in_row
+        in_map = in_map & (left + along >= 0) & (left + along < width)
+        value = tl.load(
+            x_at + (down * width + along) * channels,
+            mask=in_map[:, None] & in_channel[None, :],
+            other=0.0,
+        )
+        factor = tl.load(weight + channel * (KERNEL * KERNEL) + tap, mask=in_channel, other=0.0)
+        total += value.to(tl.float32) * factor.to(tl.float32)[None, :]
+
+    if bias is not None:
+        total += tl.load(bias + channel, mask=in_channel, other=0.0).to(tl.float32)[None, :]
+    total = activate(total, ACTIVATION)
+    at = (row.to(tl.int64) * channels)[:, None] + channel[None, :]
+    inside_map = in_row[:, None] & in_channel[None, :]
+    if residual is not None:
+        total += tl.load(residual + at, mask=inside_map, other=0.0).to(tl.float32)
+    tl.store(y + at, total.to(y.dtype.element_ty), mask=inside_map)
+
+
+def activation_name(activation: str | None, dtype: torch.dtype) -> str | None:
+    """What `activate` calls an activation, exact enough for results at `dtype`."""
+    approximate = dtype != torch.float32 and torch.version.hip is None
+    return "gelu_approx" if activation == "gelu" and approximate else activation
+
+
+def conv_precision() -> str:
+    """How float32 convolutions multiply, by PyTorch's setting: "tf32" or "ieee"."""
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+def dense(tensor: Tensor | None) -> Tensor | None:
+    """A map or weights in dense NHWC; None for none."""
+    return None if tensor is None else channels_last(tensor)
+
+
+def conv_act(
+    x: Tensor,  # [B, C_in, H, W]
+    weight: Tensor,  # [C_out, C_in / groups, k, k]
+    bias: Tensor | None,  # [C_out]
+    residual: Tensor | None,  # [B, C_out, H_out, W_out]
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    activation: str | None = None,
+) -> Tensor:  # [B, C_out, H_out, W_out]
+    """activation(conv(x) + bias) + residual, accumulated in float32.
+
+    float32 products are rounded to TF32 where `torch.backends.cudnn.allow_tf32` says so.
+    """
+    batch, in_channels, height, width = x.shape
+    out_channels, group_channels, kernel, _ = weight.shape
+    size = (conv_output_size(height, stride), conv_output_size(width, stride))
+    y = empty_channels_last(x, (batch, out_channels, *size))
+    pixels = batch * size[0] * size[1]
+    if pixels == 0:
+        return y
+    maps: tuple[Any, ...] = (
+        channels_last(x),
+        channels_last(weight),
+        None if bias is None else bias.contiguous(),
+        dense(residual),
+        y,
+        pixels,
+        height,
+        width,
+        *size,
+    )
+    shape = {
+        "KERNEL": kernel,
+        "STRIDE": stride,
+        "DILATION": dilation,
+        "ACTIVATION": activation_name(activation, x.dtype),
+    }
+    if groups == in_channels == out_channels and groups > 1:
+        bm, bc = 32, min(triton.next_power_of_2(out_channels), 64)
+        grid = (triton.cdiv(pixels, bm) * triton.cdiv(out_channels, bc),)
+        depthwise_kernel[grid](*maps, out_channels, **shape, BM=bm, BC=bc, num_warps=4)
+        return y
+    columns = out_channels // groups
+    tile = tile_of(x.dtype, pixels, columns, group_channels, kernel)
+    conv_kernel[(triton.cdiv(pixels, tile.bm) * triton.cdiv(columns, tile.bn), groups)](
+        *maps,
+        groups,
+        group_channels,
+        columns,
+        **shape,
+        PRECISION=conv_precision(),
+        CHANNEL_STEPS=triton.cdiv(group_channels, tile.bk),
+        WHOLE_STEPS=group_channels % tile.bk == 0,
+        BM=tile.bm,
+        BN=tile.bn,
+        BK=tile.bk,
+        STAGES=tile.stages,
+        num_warps=tile.warps,
+    )
+    return y
