@@ -1,0 +1,185 @@
+"""Triton kernel of `fused_mbconv`: two products back to back.
+
+Layout: NHWC. Tile: BM output pixels and all output channels; BF expanded channels at a time. The first
+product is that of `conv_act`, an implicit GEMM over taps and channels; bias and activation follow in
+registers, and the result, rounded to the storage type, is at once the left operand of the 1x1 product,
+whose sum stays in registers over all chunks (as flash attention keeps its output, arXiv 2205.14135).
+Global memory: the pixels under a tile for every chunk, from L2 mostly, the weights once for every BM
+pixels, residual and result once; the expanded tensor never.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from evsam_kernels.ops.checks import HALF_AND_SINGLE, conv_output_size
+from evsam_kernels.ops.conv_act.triton import (
+    activate,
+    activation_name,
+    conv_act,
+    conv_precision,
+    dense,
+    taps_inside,
+)
+from evsam_kernels.ops.fused_mbconv.tiles import tile_of
+from evsam_kernels.ops.layout import channels_last, empty_channels_last
+
+DTYPES = HALF_AND_SINGLE
+
+
+@triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
+def fused_mbconv_kernel(
+    x,  # [B, H, W, C]
+    spatial_weight,  # [F, KERNEL, KERNEL, C]
+    spatial_bias,  # [F]
+    point_weight,  # [N, F]
+    point_bias,  # [N]
+    residual,  # [B, OH, OW, N]
+    y,  # the same
+    pixels,  # B * OH * OW
+    height,
+    width,
+    out_height,
+    out_width,
+    # Constants, so that addresses differ by constants too, which need no registers.
+    channels: tl.constexpr,  # C
+    mid_channels: tl.constexpr,  # F
+    out_channels: tl.constexpr,  # N
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BF: tl.constexpr,
+    BN: tl.constexpr,  # at least N
+    BK: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    CHANNEL_STEPS: tl.constexpr = (channels + BK - 1) // BK
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    column = tl.arange(0, BN)
+    step = tl.arange(0, BK)
+    in_row = row < pixels
+    in_column = column < out_channels
+
+    out_x = row % out_width
+    line = row // out_width
+    out_y = line % out_height
+    image = line // out_height
+    top = out_y * STRIDE - KERNEL // 2
+    left = out_x * STRIDE - KERNEL // 2
+    corner = (image.to(tl.int64) * height + top) * width + left
+    x_at = x + (corner * channels)[:, None] + step[None, :]
+    inside = taps_inside(top, left, height, width, 1, KERNEL)
+    inside = tl.where(in_row, inside, tl.zeros_like(inside))
+
+    # `total` is the sum times `scale`, which keeps what is rounded to float16 from overflowing.
+    scale = 1.0
+    total = tl.zeros((BM, BN), tl.float32)
+    for first_mid in tl.range(0, mid_channels, BF, num_stages=1):
+        mid = first_mid + tl.arange(0, BF)
+        in_mid = mid < mid_channels
+        weight_at = spatial_weight + (mid * (KERNEL * KERNEL * channels))[None, :] + step[:, None]
+        expanded = tl.zeros((BM, BF), tl.float32)
+        for k in tl.range(0, KERNEL * KERNEL * CHANNEL_STEPS, num_stages=STAGES):
+            tap = k // CHANNEL_STEPS
+            first = (k % CHANNEL_STEPS) * BK
+            moved = ((tap // KERNEL) * width + tap % KERNEL) * channels + first
+            in_map = ((inside >> tap) & 1) != 0
+            b_at = weight_at + (tap * channels + first)
+            if channels % BK == 0:
+                a = tl.load(x_at + moved, mask=in_map[:, None], other=0.0)
+                if mid_channels % BF == 0:
+                    b = tl.load(b_at)
+                else:
+                    b = tl.load(b_at, mask=in_mid[None, :], other=0.0)
+            else:
+                in_step = first + step < channels
+                a = tl.load(x_at + moved, mask=in_map[:, None] & in_step[None, :], other=0.0)
+                b = tl.load(b_at, mask=in_step[:, None] & in_mid[None, :], other=0.0)
+            expanded = tl.dot(a, b, expanded, input_precision=PRECISION)
+        if spatial_bias is not None:
+            expanded += tl.load(spatial_bias + mid, mask=in_mid, other=0.0).to(tl.float32)[None, :]
+        expanded = activate(expanded, ACTIVATION)
+        point_at = point_weight + column[None, :] * mid_channels + mid[:, None]
+        if mid_channels % BF == 0 and out_channels == BN:
+            point = tl.load(point_at)
+        else:
+            point = tl.load(point_at, mask=in_mid[:, None] & in_column[None, :], other=0.0)
+        if x.dtype.element_ty == tl.float16:
+            peak = tl.max(tl.abs(expanded)) * scale
+            if peak > 32768.0:
+                smaller = tl.exp2(-tl.ceil(tl.log2(peak / 32768.0)))
+                scale *= smaller
+                total *= smaller
+            if scale < 1.0:
+                expanded *= scale
+        total = tl.dot(expanded.to(x.dtype.element_ty), point, total, input_precision=PRECISION)
+
+    if x.dtype.element_ty == tl.float16:
+        total /= scale
+    if point_bias is not None:
+        total += tl.load(point_bias + column, mask=in_column, other=0.0).to(tl.float32)[None, :]
+    at = (row.to(tl.int64) * out_channels)[:, None] + column[None, :]
+    inside_map = in_row[:, None] & in_column[None, :]
+    if residual is not None:
+        total += tl.load(residual + at, mask=inside_map, other=0.0).to(tl.float32)
+    tl.store(y + at, total.to(y.dtype.element_ty), mask=inside_map)
+
+
+def fused_mbconv(
+    x: Tensor,  # [B, C_in, H, W]
+    spatial_weight: Tensor,  # [C_mid, C_in, k, k]
+    spatial_bias: Tensor | None,  # [C_mid]
+    point_weight: Tensor,  # [C_out, C_mid, 1, 1]
+    point_bias: Tensor | None,  # [C_out]
+    residual: Tensor | None,  # [B, C_out, H_out, W_out]
+    stride: int = 1,
+    activation: str | None = None,
+) -> Tensor:  # [B, C_out, H_out, W_out]
+    """conv1x1(activation(conv(x) + bias)) + bias + residual, accumulated in float32.
+
+    float32 products are rounded to TF32 where `torch.backends.cudnn.allow_tf32` says so. With more
+    output channels than a block has registers for, the expanded tensor goes through global memory.
+    """
+    batch, channels, height, width = x.shape
+    mid_channels, _, kernel, _ = spatial_weight.shape
+    out_channels = point_weight.shape[0]
+    tile = tile_of(x.dtype, channels, mid_channels, out_channels)
+    if tile is None:
+        expanded = conv_act(x, spatial_weight, spatial_bias, None, stride, activation=activation)
+        return conv_act(expanded, point_weight, point_bias, residual)
+    size = (conv_output_size(height, stride), conv_output_size(width, stride))
+    y = empty_channels_last(x, (batch, out_channels, *size))
+    pixels = batch * size[0] * size[1]
+    if pixels == 0:
+        return y
+    fused_mbconv_kernel[(triton.cdiv(pixels, tile.bm),)](
+        channels_last(x),
+        channels_last(spatial_weight),
+        None if spatial_bias is None else spatial_bias.contiguous(),
+        point_weight.contiguous(),
+        None if point_bias is None else point_bias.contiguous(),
+        dense(residual),
+        y,
+        pixels,
+        height,
+        width,
+        *size,
+        channels,
+        mid_channels,
+        out_channels,
+        KERNEL=kernel,
+        STRIDE=stride,
+        ACTIVATION=activation_name(activation, x.dtype),
+        PRECISION=conv_precision(),
+        BM=tile.bm,
+        BF=tile.bf,
+        BN=max(16, triton.next_power_of_2(out_channels)),
+        BK=tile.bk,
+        STAGES=tile.stages,
+        num_warps=tile.warps,
+    )
+    return y
