@@ -1,10 +1,12 @@
-"""Tile sizes of the Triton kernel of `conv_act`."""
+"""Tile sizes of the Triton kernel of `conv_act`, chosen by what they must cost at least."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+
+from evsam_kernels.ops.gpu import Limits
 
 
 class Tile(NamedTuple):
@@ -23,9 +25,32 @@ class Tile(NamedTuple):
     stages: int
 
 
-def tile_of(dtype: torch.dtype, rows: int, columns: int, channels: int, kernel: int) -> Tile:
-    if dtype == torch.float32:
-        return Tile(64, 64, 32, 4, 3) if columns > 32 else Tile(64, 32, 32, 4, 3)
-    bn = 128 if columns > 64 else 64 if columns > 32 else 32
-    bk = 32 if channels > 16 else 16
-    return Tile(128 if rows >= 128 else 64, bn, bk, 4, 4)
+HALF_TILES = (
+    Tile(128, 128, 32, 4, 4),
+    Tile(64, 128, 32, 4, 4),
+    Tile(64, 64, 32, 4, 4),
+    Tile(128, 64, 32, 4, 4),
+    Tile(256, 32, 32, 4, 3),
+    Tile(64, 32, 32, 4, 4),
+)
+SINGLE_TILES = (Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3))
+
+
+def tiles_for(dtype: torch.dtype) -> tuple[Tile, ...]:
+    """The tiles that there are at a storage dtype, the largest first."""
+    return SINGLE_TILES if dtype == torch.float32 else HALF_TILES
+
+
+def tile_of(dtype: torch.dtype, rows: int, columns: int, limits: Limits) -> Tile:
+    """The tile for a product of `rows` and `columns` on a GPU with such limits."""
+
+    def cost(tile: Tile) -> float:
+        blocks = -(-rows // tile.bm) * -(-columns // tile.bn)
+        # Per channel of the sum, in cycles of an A100's multiprocessor: 1,024 multiplications, and
+        # 128 bytes of shared memory, through which both operands go four times (written once and
+        # read by the warps that share them).
+        multiplied = tile.bm * tile.bn / 1024
+        moved = 4 * 2 * (tile.bm + tile.bn) / 128
+        return -(-blocks // limits.multiprocessors) * max(multiplied, moved)
+
+    return min(tiles_for(dtype), key=cost)

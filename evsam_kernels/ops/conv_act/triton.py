@@ -18,6 +18,7 @@ from torch import Tensor
 
 from evsam_kernels.ops.checks import HALF_AND_SINGLE, conv_output_size
 from evsam_kernels.ops.conv_act.tiles import tile_of
+from evsam_kernels.ops.gpu import limits
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
 
 DTYPES = HALF_AND_SINGLE
@@ -64,9 +65,7 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def taps_inside(
-    top, left, height, width, DILATION: tl.constexpr, KERNEL: tl.constexpr
-):
+def taps_inside(top, left, height, width, DILATION: tl.constexpr, KERNEL: tl.constexpr):
     """Which taps of a kernel whose first is at (top, left) lie inside a map: a bit for each.
 
     `top` and `left` are int32 of one shape; the bits are int32 up to 25 taps, else int64.
@@ -83,6 +82,12 @@ def taps_inside(
     return bits
 
 
+@triton.jit
+def power_below(largest):
+    """A power of two that takes values of at most `largest` to where float16 holds them; at most 1."""
+    return tl.exp2(-tl.ceil(tl.maximum(tl.log2(largest / 32768.0), 0.0)))
+
+
 @triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
 def conv_kernel(
     x,  # [B, H, W, groups * C]
@@ -90,6 +95,8 @@ def conv_kernel(
     bias,  # [groups * N]
     residual,  # [B, OH, OW, groups * N]
     y,  # the same
+    x_largest,  # [1], float32: x is to be taken as if multiplied by power_below of that; or None
+    y_largest,  # [1], likewise y is written so; or None
     pixels,  # B * OH * OW
     height,
     width,
@@ -103,7 +110,7 @@ def conv_kernel(
     DILATION: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
-    CHANNEL_STEPS: tl.constexpr,  # of BK channels, for each tap
+    CHANNEL_STEPS: tl.constexpr,  # of BK channels, for each tap; 0 for all taps at once
     WHOLE_STEPS: tl.constexpr,  # whether BK divides C
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -136,6 +143,18 @@ def conv_kernel(
     weight_at = weight + of_channel[None, :] + step[:, None]
 
     total = tl.zeros((BM, BN), tl.float32)
+    if CHANNEL_STEPS == 0:
+        of_tap = step // channels
+        offset = ((of_tap // KERNEL) * width + of_tap % KERNEL) * DILATION * all_channels
+        offset -= of_tap * channels
+        in_sum = step < KERNEL * KERNEL * channels
+        in_both = (((inside[:, None] >> of_tap[None, :]) & 1) != 0) & in_sum[None, :]
+        total = tl.dot(
+            tl.load(x_at + offset[None, :], mask=in_both, other=0.0),
+            tl.load(weight_at, mask=in_sum[:, None] & in_column[None, :], other=0.0),
+            total,
+            input_precision=PRECISION,
+        )
     for k in tl.range(0, KERNEL * KERNEL * CHANNEL_STEPS, num_stages=STAGES):
         tap = k // CHANNEL_STEPS
         first = (k % CHANNEL_STEPS) * BK
@@ -143,9 +162,7 @@ def conv_kernel(
         in_map = ((inside >> tap) & 1) != 0
         if WHOLE_STEPS:
             a = tl.load(x_at + moved, mask=in_map[:, None], other=0.0)
-            b = tl.load(
-                weight_at + (tap * channels + first), mask=in_column[None, :], other=0.0
-            )
+            b = tl.load(weight_at + (tap * channels + first), mask=in_column[None, :], other=0.0)
         else:
             in_step = first + step < channels
             a = tl.load(x_at + moved, mask=in_map[:, None] & in_step[None, :], other=0.0)
@@ -156,6 +173,8 @@ def conv_kernel(
             )
         total = tl.dot(a, b, total, input_precision=PRECISION)
 
+    if x_largest is not None:
+        total /= power_below(tl.load(x_largest))
     if bias is not None:
         total += tl.load(bias + group * out_channels + column, mask=in_column, other=0.0).to(
             tl.float32
@@ -166,6 +185,8 @@ def conv_kernel(
     inside_map = in_row[:, None] & in_column[None, :]
     if residual is not None:
         total += tl.load(residual + at, mask=inside_map, other=0.0).to(tl.float32)
+    if y_largest is not None:
+        total *= power_below(tl.load(y_largest))
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside_map)
 
 
@@ -176,6 +197,8 @@ def depthwise_kernel(
     bias,  # [C]
     residual,  # [B, OH, OW, C]
     y,  # the same
+    x_largest,  # as for conv_kernel
+    y_largest,
     pixels,  # B * OH * OW
     height,
     width,
@@ -219,6 +242,8 @@ def depthwise_kernel(
         factor = tl.load(weight + channel * (KERNEL * KERNEL) + tap, mask=in_channel, other=0.0)
         total += value.to(tl.float32) * factor.to(tl.float32)[None, :]
 
+    if x_largest is not None:
+        total /= power_below(tl.load(x_largest))
     if bias is not None:
         total += tl.load(bias + channel, mask=in_channel, other=0.0).to(tl.float32)[None, :]
     total = activate(total, ACTIVATION)
@@ -226,6 +251,8 @@ def depthwise_kernel(
     inside_map = in_row[:, None] & in_channel[None, :]
     if residual is not None:
         total += tl.load(residual + at, mask=inside_map, other=0.0).to(tl.float32)
+    if y_largest is not None:
+        total *= power_below(tl.load(y_largest))
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside_map)
 
 
@@ -254,10 +281,16 @@ def conv_act(
     dilation: int = 1,
     groups: int = 1,
     activation: str | None = None,
+    x_largest: Tensor | None = None,  # [1]
+    y_largest: Tensor | None = None,  # [1]
 ) -> Tensor:  # [B, C_out, H_out, W_out]
     """activation(conv(x) + bias) + residual, accumulated in float32.
 
     float32 products are rounded to TF32 where `torch.backends.cudnn.allow_tf32` says so.
+
+    Blocks of several convolutions pass `x_largest` and `y_largest`, float32 bounds of all values of
+    the input and of the result, where these may exceed what float16 holds: such a map is stored
+    multiplied by a power of two, that of `power_below`.
     """
     batch, in_channels, height, width = x.shape
     out_channels, group_channels, kernel, _ = weight.shape
@@ -272,6 +305,8 @@ def conv_act(
         None if bias is None else bias.contiguous(),
         dense(residual),
         y,
+        x_largest,
+        y_largest,
         pixels,
         height,
         width,
@@ -289,7 +324,11 @@ def conv_act(
         depthwise_kernel[grid](*maps, out_channels, **shape, BM=bm, BC=bc, num_warps=4)
         return y
     columns = out_channels // groups
-    tile = tile_of(x.dtype, pixels, columns, group_channels, kernel)
+    tile = tile_of(x.dtype, pixels, columns, limits(x))
+    terms = kernel * kernel * group_channels
+    # Few enough channels for all taps of a kernel to be one step of the sum.
+    at_once = kernel > 1 and terms <= 2 * tile.bk
+    bk = max(16, triton.next_power_of_2(terms)) if at_once else tile.bk
     conv_kernel[(triton.cdiv(pixels, tile.bm) * triton.cdiv(columns, tile.bn), groups)](
         *maps,
         groups,
@@ -297,11 +336,11 @@ def conv_act(
         columns,
         **shape,
         PRECISION=conv_precision(),
-        CHANNEL_STEPS=triton.cdiv(group_channels, tile.bk),
-        WHOLE_STEPS=group_channels % tile.bk == 0,
+        CHANNEL_STEPS=0 if at_once else triton.cdiv(group_channels, bk),
+        WHOLE_STEPS=group_channels % bk == 0,
         BM=tile.bm,
         BN=tile.bn,
-        BK=tile.bk,
+        BK=bk,
         STAGES=tile.stages,
         num_warps=tile.warps,
     )

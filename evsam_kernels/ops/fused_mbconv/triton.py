@@ -24,12 +24,13 @@ from evsam_kernels.ops.conv_act.triton import (
     taps_inside,
 )
 from evsam_kernels.ops.fused_mbconv.tiles import tile_of
+from evsam_kernels.ops.gpu import limits
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
 
 DTYPES = HALF_AND_SINGLE
 
 
-@triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
+@triton.jit(do_not_specialize=["pixels"])
 def fused_mbconv_kernel(
     x,  # [B, H, W, C]
     spatial_weight,  # [F, KERNEL, KERNEL, C]
@@ -39,10 +40,10 @@ def fused_mbconv_kernel(
     residual,  # [B, OH, OW, N]
     y,  # the same
     pixels,  # B * OH * OW
-    height,
-    width,
-    out_height,
-    out_width,
+    height: tl.constexpr,
+    width: tl.constexpr,
+    out_height: tl.constexpr,
+    out_width: tl.constexpr,
     # Constants, so that addresses differ by constants too, which need no registers.
     channels: tl.constexpr,  # C
     mid_channels: tl.constexpr,  # F
@@ -114,8 +115,7 @@ def fused_mbconv_kernel(
                 smaller = tl.exp2(-tl.ceil(tl.log2(peak / 32768.0)))
                 scale *= smaller
                 total *= smaller
-            if scale < 1.0:
-                expanded *= scale
+            expanded *= scale
         total = tl.dot(expanded.to(x.dtype.element_ty), point, total, input_precision=PRECISION)
 
     if x.dtype.element_ty == tl.float16:
@@ -147,7 +147,7 @@ def fused_mbconv(
     batch, channels, height, width = x.shape
     mid_channels, _, kernel, _ = spatial_weight.shape
     out_channels = point_weight.shape[0]
-    tile = tile_of(x.dtype, channels, mid_channels, out_channels)
+    tile = tile_of(x.dtype, mid_channels, out_channels, limits(x))
     if tile is None:
         expanded = conv_act(x, spatial_weight, spatial_bias, None, stride, activation=activation)
         return conv_act(expanded, point_weight, point_bias, residual)
