@@ -27,6 +27,10 @@ DTYPES = HALF_AND_SINGLE
 
 _TOKENS = 64
 
+# Where a sum goes across lanes, one of two factors that meet would be left unrounded in the one lane
+# and the other in the other, so that lanes that hold the same sum would hold two.
+_SAME_IN_ALL_LANES = {"enable_fp_fusion": False}
+
 
 @triton.jit
 def _rows(base, token, column, stride, tokens, dim):
@@ -284,6 +288,47 @@ def key_gradient_kernel(
         _store_rows(gradient + of_keys + dim, start + token, column, stride, last, dim, of_v)
 
 
+@triton.jit(do_not_specialize=["tokens", "eps"])
+def scores_gradient_kernel(
+    qkv,  # [B, T, heads * 3 * dim]
+    grad,  # [B, T, heads * dim]
+    gradient,  # of qkv
+    tokens,  # at most BT
+    heads,
+    dim,
+    eps,
+    D: tl.constexpr,
+    BT: tl.constexpr,
+):
+    """The gradient of the form for few tokens."""
+    image = tl.program_id(0) // heads
+    head = tl.program_id(0) % heads
+    stride = heads * 3 * dim
+    token = tl.arange(0, BT)
+    column = tl.arange(0, D)
+    offset = image.to(tl.int64) * tokens * stride + head * 3 * dim
+    grad += image.to(tl.int64) * tokens * heads * dim + head * dim
+    q = _relu(_rows(qkv + offset, token, column, stride, tokens, dim)).to(tl.float32)
+    k = _relu(_rows(qkv + offset + dim, token, column, stride, tokens, dim)).to(tl.float32)
+    v = _rows(qkv + offset + 2 * dim, token, column, stride, tokens, dim).to(tl.float32)
+    of_out = _rows(grad, token, column, heads * dim, tokens, dim).to(tl.float32)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    below = (tl.sum(scores, axis=1) + eps)[:, None] + tl.zeros_like(scores)
+    weights = tl.div_rn(scores, below)
+    of_v = tl.dot(tl.trans(weights), of_out, input_precision="ieee")
+    of_weights = tl.dot(of_out, tl.trans(v), input_precision="ieee")
+    of_scores = of_weights - tl.sum(of_weights * weights, axis=1)[:, None]
+    of_scores = tl.div_rn(of_scores, below)
+    # Rows past the last token have no queries and, with eps alone below them, no end.
+    of_scores = tl.where((token < tokens)[:, None], of_scores, 0.0)
+    of_q = tl.where(q > 0, tl.dot(of_scores, k, input_precision="ieee"), 0.0)
+    of_k = tl.where(k > 0, tl.dot(tl.trans(of_scores), q, input_precision="ieee"), 0.0)
+    gradient += offset
+    _store_rows(gradient, token, column, stride, tokens, dim, of_q)
+    _store_rows(gradient + dim, token, column, stride, tokens, dim, of_k)
+    _store_rows(gradient + 2 * dim, token, column, stride, tokens, dim, of_v)
+
+
 def product_precision(dtype: torch.dtype) -> tuple[str, str]:
     """How products of operands of `dtype`, and of those with float32 sums, are computed.
 
@@ -365,6 +410,7 @@ def relu_linear_attention(
             **tile,
             BT=max(16, triton.next_power_of_2(shape.tokens)),
             num_warps=4,
+            **_SAME_IN_ALL_LANES,
         )
         return out
     states, keys = (None, None) if shape.parts == 1 else shape.sum_states(qkv, precision)
@@ -382,6 +428,7 @@ def relu_linear_attention(
         **tile,
         BT=_TOKENS,
         num_warps=4,
+        **_SAME_IN_ALL_LANES,
     )
     return out
 
@@ -393,8 +440,7 @@ def relu_linear_attention_backward(
 ) -> list[Tensor]:
     """The gradient of qkv `[B, heads * 3 * dim, H, W]`, where it is wanted.
 
-    Nothing is kept from the forward pass but qkv; the state is computed again. Both forms of the
-    forward pass are the same function, and have the same gradient.
+    Nothing is kept from the forward pass but qkv; the state is computed again.
     """
     if not wanted[0]:
         return []
@@ -404,11 +450,26 @@ def relu_linear_attention_backward(
     qkv, grad = channels_last(qkv), channels_last(grad.to(qkv.dtype))
     shape = _Shape(qkv, head_dim)
     gradient = empty_channels_last(qkv, qkv.shape)
+    if shape.tokens <= head_dim:
+        scores_gradient_kernel[(shape.programs,)](
+            qkv,
+            grad,
+            gradient,
+            shape.tokens,
+            shape.heads,
+            head_dim,
+            eps,
+            D=shape.padded,
+            BT=max(16, triton.next_power_of_2(shape.tokens)),
+            num_warps=4,
+            **_SAME_IN_ALL_LANES,
+        )
+        return [gradient.contiguous()]
     states, keys = shape.sum_states(qkv, "ieee")
     state_gradients, key_gradients = shape.parts_of_states(qkv)
     grid = (shape.programs * shape.parts,)
     sizes = (shape.tokens, shape.heads, head_dim, shape.parts, shape.share)
-    tile = {"D": shape.padded, "BT": 32, "num_warps": 4}
+    tile = {"D": shape.padded, "BT": 32, "num_warps": 4, **_SAME_IN_ALL_LANES}
     query_gradient_kernel[grid](
         qkv,
         grad,
