@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from evsam_kernels.ops.checks import HALF_AND_SINGLE
+from evsam_kernels.ops.conv_act.triton import power_below
 from evsam_kernels.ops.gpu import limits
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
 from evsam_kernels.simt.emulation import unwritten
@@ -49,6 +50,19 @@ def _store_rows(base, token, column, stride, tokens, dim, value):
 @triton.jit
 def _relu(x):
     return tl.where(x < 0, tl.zeros_like(x), x)  # Keeps the type, and a NaN.
+
+
+@triton.jit
+def _rescaling(qkv_largest, out_largest, eps):
+    """What to multiply results by, and eps, where qkv and out are stored multiplied by powers of two."""
+    factor = 1.0
+    if qkv_largest is not None:
+        of_qkv = power_below(tl.load(qkv_largest))
+        factor /= of_qkv
+        eps *= of_qkv * of_qkv
+    if out_largest is not None:
+        factor *= power_below(tl.load(out_largest))
+    return factor, eps
 
 
 @triton.jit
@@ -119,7 +133,7 @@ def state_kernel(
 @triton.jit(do_not_specialize=["tokens", "parts", "share", "eps"])
 def attention_kernel(
     qkv,  # [B, T, heads * 3 * dim]
-    out,  # [B, T, heads * dim]
+    out,  # [B, T, out_channels]
     states,  # parts of the state; None where this program sums it up itself
     keys,
     tokens,
@@ -128,6 +142,10 @@ def attention_kernel(
     parts,
     share,
     eps,
+    out_channels,
+    first_channel,  # of out that is written
+    qkv_largest,  # [1], float32: qkv is to be taken as if multiplied by power_below of that; or None
+    out_largest,  # [1], likewise out is written so; or None
     PRECISION: tl.constexpr,  # of the sum over tokens
     STATE_PRECISION: tl.constexpr,  # of the product with the state
     D: tl.constexpr,
@@ -141,7 +159,8 @@ def attention_kernel(
     token = tl.arange(0, BT)
     column = tl.arange(0, D)
     base = qkv + image.to(tl.int64) * tokens * stride + head * 3 * dim
-    out += image.to(tl.int64) * tokens * heads * dim + head * dim
+    out += image.to(tl.int64) * tokens * out_channels + first_channel + head * dim
+    factor, eps = _rescaling(qkv_largest, out_largest, eps)
     if states is None:
         state, key = _sum_of_states(
             base + dim, token, column, stride, 0, tokens, tokens, dim, PRECISION, D, BT
@@ -154,25 +173,22 @@ def attention_kernel(
         q = _relu(_rows(base, start + token, column, stride, last, dim)).to(tl.float32)
         above = tl.dot(q, state, input_precision=STATE_PRECISION)
         below = tl.sum(q * key[None, :], axis=1) + eps
-        _store_rows(
-            out,
-            start + token,
-            column,
-            heads * dim,
-            last,
-            dim,
-            tl.div_rn(above, below[:, None] + tl.zeros_like(above)),
-        )
+        attended = tl.div_rn(above, below[:, None] + tl.zeros_like(above)) * factor
+        _store_rows(out, start + token, column, out_channels, last, dim, attended)
 
 
 @triton.jit(do_not_specialize=["tokens", "eps"])
 def scores_kernel(
     qkv,  # [B, T, heads * 3 * dim]
-    out,  # [B, T, heads * dim]
+    out,  # [B, T, out_channels]
     tokens,  # at most BT
     heads,
     dim,
     eps,
+    out_channels,
+    first_channel,
+    qkv_largest,  # as for attention_kernel
+    out_largest,
     PRECISION: tl.constexpr,
     STATE_PRECISION: tl.constexpr,
     D: tl.constexpr,
@@ -188,11 +204,12 @@ def scores_kernel(
     q = _relu(_rows(base, token, column, stride, tokens, dim))
     k = _relu(_rows(base + dim, token, column, stride, tokens, dim))
     v = _rows(base + 2 * dim, token, column, stride, tokens, dim)
+    factor, eps = _rescaling(qkv_largest, out_largest, eps)
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     scores = tl.div_rn(scores, (tl.sum(scores, axis=1) + eps)[:, None] + tl.zeros_like(scores))
-    attended = tl.dot(scores, v.to(tl.float32), input_precision=STATE_PRECISION)
-    out += image.to(tl.int64) * tokens * heads * dim + head * dim
-    _store_rows(out, token, column, heads * dim, tokens, dim, attended)
+    attended = tl.dot(scores, v.to(tl.float32), input_precision=STATE_PRECISION) * factor
+    out += image.to(tl.int64) * tokens * out_channels + first_channel + head * dim
+    _store_rows(out, token, column, out_channels, tokens, dim, attended)
 
 
 @triton.jit(do_not_specialize=["tokens", "parts", "share", "eps"])
@@ -385,20 +402,29 @@ class _Shape:
         return states, keys
 
 
-def relu_linear_attention(
-    qkv: Tensor,  # [B, heads * 3 * dim, H, W]
+def attend(
+    qkv: Tensor,  # [B, heads * 3 * dim, H, W], dense NHWC
     head_dim: int,
-    eps: float = 1e-15,
-) -> Tensor:  # [B, heads * dim, H, W]
-    """Linear attention with the kernel relu(q) . relu(k), per head; sums in float32."""
-    batch, channels, height, width = qkv.shape
-    out = empty_channels_last(qkv, (batch, channels // 3, height, width))
-    if batch == 0:
-        return out
-    qkv = channels_last(qkv)
+    eps: float,
+    out: Tensor,  # [B, C, H, W], dense NHWC
+    first_channel: int = 0,
+    qkv_largest: Tensor | None = None,  # [1]
+    out_largest: Tensor | None = None,  # [1]
+) -> None:
+    """Write the attention to channels `first_channel` and on of `out`.
+
+    `qkv_largest` and `out_largest` are as for `conv_act`.
+    """
     shape = _Shape(qkv, head_dim)
     precision, state_precision = product_precision(qkv.dtype)
-    tile = {"PRECISION": precision, "STATE_PRECISION": state_precision, "D": shape.padded}
+    written = (out.shape[1], first_channel, qkv_largest, out_largest)
+    tile = {
+        "PRECISION": precision,
+        "STATE_PRECISION": state_precision,
+        "D": shape.padded,
+        "num_warps": 4,
+        **_SAME_IN_ALL_LANES,
+    }
     if shape.tokens <= head_dim:
         scores_kernel[(shape.programs,)](
             qkv,
@@ -407,12 +433,11 @@ def relu_linear_attention(
             shape.heads,
             head_dim,
             eps,
-            **tile,
+            *written,
             BT=max(16, triton.next_power_of_2(shape.tokens)),
-            num_warps=4,
-            **_SAME_IN_ALL_LANES,
+            **tile,
         )
-        return out
+        return
     states, keys = (None, None) if shape.parts == 1 else shape.sum_states(qkv, precision)
     attention_kernel[(shape.programs * shape.parts,)](
         qkv,
@@ -425,11 +450,22 @@ def relu_linear_attention(
         shape.parts,
         shape.share,
         eps,
-        **tile,
+        *written,
         BT=_TOKENS,
-        num_warps=4,
-        **_SAME_IN_ALL_LANES,
+        **tile,
     )
+
+
+def relu_linear_attention(
+    qkv: Tensor,  # [B, heads * 3 * dim, H, W]
+    head_dim: int,
+    eps: float = 1e-15,
+) -> Tensor:  # [B, heads * dim, H, W]
+    """Linear attention with the kernel relu(q) . relu(k), per head; sums in float32."""
+    batch, channels, height, width = qkv.shape
+    out = empty_channels_last(qkv, (batch, channels // 3, height, width))
+    if batch > 0:
+        attend(channels_last(qkv), head_dim, eps, out)
     return out
 
 
