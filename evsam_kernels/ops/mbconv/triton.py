@@ -79,32 +79,31 @@ def largest_kernel(
             _keep_larger(largest + 4, tl.max(tl.abs(bias)))
 
 
-def _largest(
-    x: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor | None,
-    depth_weight: Tensor,
-    depth_bias: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Bounds, float32 `[1]`, of the expanded and of the filtered map.
+def largest_values(
+    x: Tensor,  # [B, C, H, W]
+    expand_weight: Tensor,  # [F, C, 1, 1]
+    expand_bias: Tensor | None,  # [F]
+    depth_weight: Tensor | None,  # [F, 1, k, k]
+    depth_bias: Tensor | None,  # [F]
+) -> list[Tensor]:
+    """Bounds, float32 `[1]`, of all values of a 1x1 convolution and of a depthwise one after it.
 
     No activation enlarges a magnitude.
     """
     found = torch.zeros(5, dtype=torch.int32, device=x.device)
     mid_channels, channels = expand_weight.shape[:2]
-    taps = depth_weight.shape[2] * depth_weight.shape[3]
     blocks = triton.cdiv(x.numel(), _BLOCK) + triton.cdiv(mid_channels, _ROWS)
     largest_kernel[(blocks,)](
         channels_last(x),
         expand_weight.contiguous(),
         None if expand_bias is None else expand_bias.contiguous(),
-        depth_weight.contiguous(),
+        None if depth_weight is None else depth_weight.contiguous(),
         None if depth_bias is None else depth_bias.contiguous(),
         found,
         x.numel(),
         channels,
         mid_channels,
-        TAPS=taps,
+        TAPS=0 if depth_weight is None else depth_weight.shape[-1] ** 2,
         BLOCK=_BLOCK,
         ROWS=_ROWS,
         COLUMNS=min(max(16, triton.next_power_of_2(channels)), 128),
@@ -112,7 +111,9 @@ def _largest(
     )
     peak, expand, expand_base, depth, depth_base = found.view(torch.float32).split(1)
     expanded = torch.addcmul(expand_base, expand, peak)
-    return expanded, torch.addcmul(depth_base, depth, expanded)
+    return [expanded, torch.addcmul(depth_base, depth, expanded)][
+        : 1 if depth_weight is None else 2
+    ]
 
 
 def mbconv(
@@ -130,7 +131,7 @@ def mbconv(
     """conv1x1(act(depthwise(act(conv1x1(x) + bias)) + bias)) + bias + residual."""
     expanded_largest, filtered_largest = None, None
     if x.dtype == torch.float16 and x.numel() > 0:
-        expanded_largest, filtered_largest = _largest(
+        expanded_largest, filtered_largest = largest_values(
             x, expand_weight, expand_bias, depth_weight, depth_bias
         )
     expanded = conv_act(
