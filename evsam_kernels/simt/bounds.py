@@ -13,9 +13,9 @@ is a time. Where a term could claim too much, it claims less:
 - DRAM moves each byte once that the launch reads, and once that it writes: caches start out empty
   and end up written back.
 
-Of a launch that was only sampled, every count is scaled by its blocks over those that ran; the bytes
-of a buffer that it reads or writes are scaled too, up to the buffer's size. That is an estimate of the
-bound: halos that neighbouring blocks share are counted twice where a launch reads part of a buffer.
+Of a launch that was only sampled, every count is scaled by its blocks over those that ran. So are
+the bytes of a buffer that it reads or writes, up to the buffer's size; where it reads part of a buffer,
+what neighbouring blocks share counts twice, so that the bound is itself an estimate there.
 """
 
 from __future__ import annotations

@@ -3,15 +3,15 @@
 A bound adds up work as if everything overlapped. The replay asks what does overlap: it lets the
 warps of the blocks that one multiprocessor holds at once issue their machine code in order, each
 instruction when its operands are there and its pipe is free, with barriers and groups of
-asynchronous copies. How often each piece of machine code runs follows from what the executor counted:
-it is assembled with the PTX's line numbers, so that every load, store, copy, barrier and matrix
-product is known by the PTX instruction it was made of, and the flow through the basic blocks is the
-one that agrees best with those counts.
+asynchronous copies. How often each piece of machine code runs follows from what the executor
+counted: it is assembled with the PTX's line numbers, so that every load, store, copy, barrier and
+matrix product is known by the PTX instruction it was made of, and the flow through the basic blocks
+is the one that agrees best with those counts.
 
-What it leaves out: caches (what blocks share comes from L2, at the multiprocessor's even share; what
-plain loads repeat within a launch, from L1), DRAM beyond the bound's term, the operands' register
-banks, the instruction cache, divergence (all warps take the average path). No constant was fitted, so
-that it is good for ranking kernels on one GPU and not for times.
+What it leaves out: caches (what blocks share comes from L2, at the multiprocessor's even share;
+what plain loads repeat within a launch, from L1), DRAM beyond the bound's term, the operands' register
+banks, the instruction cache, divergence (all warps take the average path). No constant was fitted,
+so that it is good for ranking kernels on one GPU and not for times.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def replay(launch: Launch, on: str | Gpu = "a100-40gb") -> Estimate:
     warps = math.ceil(threads / _LANES)
     counts = _Counts(report, warps)
     blocks = sass.basic_blocks(code)
-    trace = expand(blocks, flow(blocks, *_equations(code, blocks, counts)))
+    trace = expand(blocks, flow(blocks, _equations(code, blocks, counts)))
     replayed = _by_kind(code, trace, counts)
     counted = {kind: counts.by_kind(kind) for kind in replayed}
     for kind, count in counted.items():
@@ -255,17 +255,32 @@ def _anchored(code: Sequence[Sass], counts: _Counts) -> Iterator[tuple[int, str]
     """Indices of the instructions whose executions are known by their PTX line, and their kind."""
     for index, instruction in enumerate(code):
         kind = _ANCHORS.get(instruction.opcode)
-        if kind and counts.kind(instruction.line) == kind:
-            if not counts.predicated(instruction.line) and not instruction.predicate:
-                yield index, kind
+        if kind is None or counts.kind(instruction.line) != kind or instruction.predicate:
+            continue
+        if not counts.predicated(instruction.line):
+            yield index, kind
 
 
-def _equations(
-    code: Sequence[Sass], blocks: Sequence[BasicBlock], counts: _Counts
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """How many copies of each anchored PTX instruction the blocks have, and its executions.
+@dataclass(frozen=True)
+class Equations:
+    """What is known of how often basic blocks run.
 
-    Equations over the same blocks are added up.
+    Attributes:
+        copies: `[equations, blocks]`: instructions of each block that count into an equation.
+        executions: `[equations]`: how often a warp ran them in all.
+        certainty: `[equations]`: how much an equation weighs.
+    """
+
+    copies: npt.NDArray[np.float64]
+    executions: npt.NDArray[np.float64]
+    certainty: npt.NDArray[np.float64]
+
+
+def _equations(code: Sequence[Sass], blocks: Sequence[BasicBlock], counts: _Counts) -> Equations:
+    """What the executor's counts say of basic blocks.
+
+    An anchored PTX instruction ran as often as its copies; equations over the same blocks are added
+    up. A block without any probably runs as often as the PTX that most of it comes from.
     """
     block_of = {index: n for n, block in enumerate(blocks) for index in block.instructions}
     copies: defaultdict[int, list[int]] = defaultdict(lambda: [0] * len(blocks))
@@ -276,29 +291,28 @@ def _equations(
         entry = merged.setdefault(tuple(n > 0 for n in row), [np.zeros(len(blocks)), 0.0])
         entry[0] += np.array(row)
         entry[1] += counts.executions(line)
-    rows = [entry[0] for entry in merged.values()]
-    return np.array(rows).reshape(-1, len(blocks)), np.array([e[1] for e in merged.values()])
+    equations = [(row, executions, 1.0) for row, executions in merged.values()]
+    for number, block in enumerate(blocks):
+        if not any(row[number] for row, _, _ in equations):
+            lines = [code[index].line for index in block.instructions]
+            known = [counts.executions(line) for line in lines if counts.kind(line)]
+            if known:
+                guess = float(np.median(known))
+                equations.append((np.eye(len(blocks))[number], guess, _GUESSED))
+    rows, executions, certainty = zip(*equations, strict=True)
+    return Equations(np.array(rows), np.array(executions), np.array(certainty))
 
 
 Flow = dict[tuple[int, int], float]
 """How often each edge between basic blocks is taken, by the blocks it joins."""
 
 _CONSERVED = 1e3
+_GUESSED = 1e-2
 _UNKNOWN = 1e-6
 
 
-def flow(
-    blocks: Sequence[BasicBlock],
-    copies: npt.NDArray[np.float64],
-    executions: npt.NDArray[np.float64],
-) -> Flow:
-    """The flow from entry to exit that agrees best with counts, and is least where they say nothing.
-
-    Args:
-        blocks: of the kernel.
-        copies: `[equations, blocks]`: instructions of each block that count into an equation.
-        executions: `[equations]`: how often a warp ran them in all.
-    """
+def flow(blocks: Sequence[BasicBlock], known: Equations) -> Flow:
+    """The flow from entry to exit that agrees best with what is known, and is least elsewhere."""
     edges = [(n, successor) for n, block in enumerate(blocks) for successor in block.successors]
     leaving = np.zeros((len(blocks), len(edges)))
     arriving = np.zeros_like(leaving)
@@ -309,22 +323,22 @@ def flow(
     entered = np.zeros(len(blocks))
     entered[0] = 1
     # Counts differ by orders of magnitude and matter alike.
-    weight = 1 / np.maximum(executions, 1)
+    weight = known.certainty / np.maximum(known.executions, 1)
     matrix = np.vstack(
         [
             _CONSERVED * (leaving - arriving),
-            weight[:, None] * (copies @ leaving),
+            weight[:, None] * (known.copies @ leaving),
             _UNKNOWN * np.eye(len(edges)),
         ]
     )
-    target = np.concatenate([_CONSERVED * entered, weight * executions, np.zeros(len(edges))])
+    target = np.concatenate([_CONSERVED * entered, weight * known.executions, np.zeros(len(edges))])
     return dict(zip(edges, _non_negative_least_squares(matrix, target).tolist(), strict=True))
 
 
 def _non_negative_least_squares(
     matrix: npt.NDArray[np.float64], target: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """x >= 0 with the least |matrix x - target| (Lawson and Hanson, Solving Least Squares Problems)."""
+    """x >= 0 with least |matrix x - target|: Lawson and Hanson, Solving Least Squares Problems."""
     smallest = 1e-13 * float(np.abs(matrix.T @ target).max())
     count = matrix.shape[1]
     x = np.zeros(count)
