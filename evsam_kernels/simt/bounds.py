@@ -14,8 +14,8 @@ is a time. Where a term could claim too much, it claims less:
   and end up written back.
 
 Of a launch that was only sampled, every count is scaled by its blocks over those that ran. So are
-the bytes of a buffer that it reads or writes, up to the buffer's size; where it reads part of a buffer,
-what neighbouring blocks share counts twice, so that the bound is itself an estimate there.
+the bytes of a buffer that it reads or writes, up to the buffer's size; where it reads part of a
+buffer, what neighbouring blocks share counts twice, so that the bound is itself an estimate there.
 """
 
 from __future__ import annotations

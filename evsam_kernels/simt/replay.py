@@ -9,9 +9,9 @@ matrix product is known by the PTX instruction it was made of, and the flow thro
 is the one that agrees best with those counts.
 
 What it leaves out: caches (what blocks share comes from L2, at the multiprocessor's even share;
-what plain loads repeat within a launch, from L1), DRAM beyond the bound's term, the operands' register
-banks, the instruction cache, divergence (all warps take the average path). No constant was fitted,
-so that it is good for ranking kernels on one GPU and not for times.
+what plain loads repeat within a launch, from L1), DRAM beyond the bound's term, the operands'
+register banks, the instruction cache, divergence (all warps take the average path). No constant was
+fitted, so that it is good for ranking kernels on one GPU and not for times.
 """
 
 from __future__ import annotations
