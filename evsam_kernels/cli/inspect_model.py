@@ -27,6 +27,7 @@ from evsam_kernels.nn.folded import FoldedBlock
 from evsam_kernels.ops.layout import channels_last_strides
 from evsam_kernels.ops.registry import NAMESPACE, tensors_of
 from evsam_kernels.sam.zoo import VARIANTS, create_efficientvit_sam_model
+from evsam_kernels.simt.replay import constants
 
 DTYPES = ("float16", "bfloat16", "float32")
 _PIPED_WIDTH = 200
@@ -312,6 +313,7 @@ def run(
         CommandError: a layer cannot be counted, or the file cannot be written.
     """
     try:
+        constants(gpu.arch)  # Before anything long begins.
         groups = record(name, batch=batch, dtype=getattr(torch, dtype), arch=gpu.arch)
         layers = []
         with progress("layers", len(groups)) as advance:

@@ -206,7 +206,9 @@ def test_the_estimate_says_that_it_is_one(plain: simt.Estimate) -> None:
 
 def test_no_estimate_is_below_the_bound(plain: simt.Estimate) -> None:
     launch = gemm()
-    assert simt.bound(launch.report).seconds <= plain.seconds < 20 * simt.bound(launch.report).seconds
+    assert (
+        simt.bound(launch.report).seconds <= plain.seconds < 20 * simt.bound(launch.report).seconds
+    )
 
 
 def test_twice_the_work_takes_twice_as_long(plain: simt.Estimate) -> None:
