@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from evsam_kernels.ops.checks import HALF_AND_SINGLE
-from evsam_kernels.ops.conv_act.triton import conv_act, conv_precision, power_below
+from evsam_kernels.ops.conv_act.triton import conv_act, conv_precision, plus, power_below
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
 from evsam_kernels.ops.mbconv.triton import largest_values
 from evsam_kernels.ops.relu_linear_attention.triton import attend
@@ -85,7 +85,8 @@ def aggregate_kernel(
     # TF32 rounds like float16 and has float32's range.
     total = tl.dot(filtered, weight.to(tl.float32), input_precision=PRECISION)
     if group_bias is not None:
-        total += tl.load(group_bias + channel, mask=in_column, other=0.0).to(tl.float32)[None, :]
+        offset = tl.load(group_bias + channel, mask=in_column, other=0.0)
+        total = plus(total, offset.to(tl.float32)[None, :])
     if y_largest is not None:
         total *= power_below(tl.load(y_largest))
     inside = in_row[:, None] & in_column[None, :]
