@@ -48,8 +48,8 @@ def aggregate_kernel(
     BM: tl.constexpr,
     D: tl.constexpr,  # at least dim
 ):
-    group = tl.program_id(0) % groups
-    row = (tl.program_id(0) // groups) * BM + tl.arange(0, BM)
+    group = tl.program_id(1)
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
     column = tl.arange(0, D)
     in_row = row < pixels
     in_column = column < dim
@@ -109,7 +109,7 @@ def _aggregate(
     padded = max(16, triton.next_power_of_2(dim))
     block = max(16, 2048 // padded)
     y = empty_channels_last(qkv, qkv.shape)
-    aggregate_kernel[(triton.cdiv(pixels, block) * (channels // dim),)](
+    aggregate_kernel[(triton.cdiv(pixels, block), channels // dim)](
         qkv,
         depth_weight.contiguous(),
         None if depth_bias is None else depth_bias.contiguous(),
