@@ -83,6 +83,31 @@ def taps_inside(top, left, height, width, DILATION: tl.constexpr, KERNEL: tl.con
 
 
 @triton.jit
+def add_product(a, b, part, total, step, PRECISION: tl.constexpr):
+    """Add the product of `a` and `b` to `part`, and now and then `part` to `total`.
+
+    At full float32 precision some steps' products are added up apart from the total, which makes
+    the rounding error of long sums several times smaller. The sum is `part + total`.
+    """
+    part = tl.dot(a, b, part, input_precision=PRECISION)
+    if PRECISION == "ieee" and a.dtype == tl.float32:
+        enough = step % 4 == 3
+        total = tl.where(enough, total + part, total)
+        part = tl.where(enough, 0.0, part)
+    return part, total
+
+
+@triton.jit
+def plus(sums, value):
+    """`sums + value`, rounded once.
+
+    Written as a sum, the compiler would have the product before it start from `value` in place of
+    zero, and every one of its additions be rounded to what that is large to.
+    """
+    return tl.fma(sums, tl.full(sums.shape, 1.0, sums.dtype), value + tl.zeros_like(sums))
+
+
+@triton.jit
 def power_below(largest):
     """A power of two that takes values of at most `largest` to where float16 holds them; at most 1."""
     return tl.exp2(-tl.ceil(tl.maximum(tl.log2(largest / 32768.0), 0.0)))
@@ -142,17 +167,18 @@ def conv_kernel(
     of_channel = (group * out_channels + column) * (KERNEL * KERNEL * channels)
     weight_at = weight + of_channel[None, :] + step[:, None]
 
-    total = tl.zeros((BM, BN), tl.float32)
+    part = tl.zeros((BM, BN), tl.float32)
+    total = 0.0 if PRECISION != "ieee" or x.dtype.element_ty != tl.float32 else part
     if CHANNEL_STEPS == 0:
         of_tap = step // channels
         offset = ((of_tap // KERNEL) * width + of_tap % KERNEL) * DILATION * all_channels
         offset -= of_tap * channels
         in_sum = step < KERNEL * KERNEL * channels
         in_both = (((inside[:, None] >> of_tap[None, :]) & 1) != 0) & in_sum[None, :]
-        total = tl.dot(
+        part = tl.dot(
             tl.load(x_at + offset[None, :], mask=in_both, other=0.0),
             tl.load(weight_at, mask=in_sum[:, None] & in_column[None, :], other=0.0),
-            total,
+            part,
             input_precision=PRECISION,
         )
     for k in tl.range(0, KERNEL * KERNEL * CHANNEL_STEPS, num_stages=STAGES):
@@ -171,20 +197,20 @@ def conv_kernel(
                 mask=in_step[:, None] & in_column[None, :],
                 other=0.0,
             )
-        total = tl.dot(a, b, total, input_precision=PRECISION)
+        part, total = add_product(a, b, part, total, k, PRECISION)
+    total += part
 
     if x_largest is not None:
         total /= power_below(tl.load(x_largest))
     if bias is not None:
-        total += tl.load(bias + group * out_channels + column, mask=in_column, other=0.0).to(
-            tl.float32
-        )[None, :]
+        offset = tl.load(bias + group * out_channels + column, mask=in_column, other=0.0)
+        total = plus(total, offset.to(tl.float32)[None, :])
     total = activate(total, ACTIVATION)
     at = (row.to(tl.int64) * (groups * out_channels) + group * out_channels)[:, None]
     at = at + column[None, :]
     inside_map = in_row[:, None] & in_column[None, :]
     if residual is not None:
-        total += tl.load(residual + at, mask=inside_map, other=0.0).to(tl.float32)
+        total = plus(total, tl.load(residual + at, mask=inside_map, other=0.0).to(tl.float32))
     if y_largest is not None:
         total *= power_below(tl.load(y_largest))
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside_map)

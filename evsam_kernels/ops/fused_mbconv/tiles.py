@@ -50,5 +50,6 @@ def tile_of(
     if out_channels > 64:
         return Tile(128, 128, 32, 8, 3) if mid_channels > 64 else SMALL_TILE
     if mid_channels > 256:
-        return Tile(128, 256, 32, 8, 3)
+        # The assembler's architectures with less shared memory spill a register of the larger one.
+        return Tile(128, 256 if limits.shared >= _LARGE else 128, 32, 8, 3)
     return Tile(64, 256, 32, 4, 4) if mid_channels > 128 else SMALL_TILE

@@ -18,9 +18,11 @@ from evsam_kernels.ops.checks import HALF_AND_SINGLE, conv_output_size
 from evsam_kernels.ops.conv_act.triton import (
     activate,
     activation_name,
+    add_product,
     conv_act,
     conv_precision,
     dense,
+    plus,
     taps_inside,
 )
 from evsam_kernels.ops.fused_mbconv.tiles import tile_of
@@ -83,7 +85,8 @@ def fused_mbconv_kernel(
         mid = first_mid + tl.arange(0, BF)
         in_mid = mid < mid_channels
         weight_at = spatial_weight + (mid * (KERNEL * KERNEL * channels))[None, :] + step[:, None]
-        expanded = tl.zeros((BM, BF), tl.float32)
+        part = tl.zeros((BM, BF), tl.float32)
+        expanded = 0.0 if PRECISION != "ieee" or x.dtype.element_ty != tl.float32 else part
         for k in tl.range(0, KERNEL * KERNEL * CHANNEL_STEPS, num_stages=STAGES):
             tap = k // CHANNEL_STEPS
             first = (k % CHANNEL_STEPS) * BK
@@ -100,9 +103,11 @@ def fused_mbconv_kernel(
                 in_step = first + step < channels
                 a = tl.load(x_at + moved, mask=in_map[:, None] & in_step[None, :], other=0.0)
                 b = tl.load(b_at, mask=in_step[:, None] & in_mid[None, :], other=0.0)
-            expanded = tl.dot(a, b, expanded, input_precision=PRECISION)
+            part, expanded = add_product(a, b, part, expanded, k, PRECISION)
+        expanded += part
         if spatial_bias is not None:
-            expanded += tl.load(spatial_bias + mid, mask=in_mid, other=0.0).to(tl.float32)[None, :]
+            offset = tl.load(spatial_bias + mid, mask=in_mid, other=0.0)
+            expanded = plus(expanded, offset.to(tl.float32)[None, :])
         expanded = activate(expanded, ACTIVATION)
         point_at = point_weight + column[None, :] * mid_channels + mid[:, None]
         if mid_channels % BF == 0 and out_channels == BN:
@@ -121,11 +126,12 @@ def fused_mbconv_kernel(
     if x.dtype.element_ty == tl.float16:
         total /= scale
     if point_bias is not None:
-        total += tl.load(point_bias + column, mask=in_column, other=0.0).to(tl.float32)[None, :]
+        offset = tl.load(point_bias + column, mask=in_column, other=0.0)
+        total = plus(total, offset.to(tl.float32)[None, :])
     at = (row.to(tl.int64) * out_channels)[:, None] + column[None, :]
     inside_map = in_row[:, None] & in_column[None, :]
     if residual is not None:
-        total += tl.load(residual + at, mask=inside_map, other=0.0).to(tl.float32)
+        total = plus(total, tl.load(residual + at, mask=inside_map, other=0.0).to(tl.float32))
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside_map)
 
 

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from evsam_kernels.ops.checks import HALF_AND_SINGLE
-from evsam_kernels.ops.conv_act.triton import conv_act, conv_precision, power_below
+from evsam_kernels.ops.conv_act.triton import conv_act, conv_precision, plus, power_below
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
 from evsam_kernels.ops.mbconv.triton import largest_values
 from evsam_kernels.ops.relu_linear_attention.triton import attend
@@ -48,8 +48,8 @@ def aggregate_kernel(
     BM: tl.constexpr,
     D: tl.constexpr,  # at least dim
 ):
-    group = tl.program_id(0) % groups
-    row = (tl.program_id(0) // groups) * BM + tl.arange(0, BM)
+    group = tl.program_id(1)
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
     column = tl.arange(0, D)
     in_row = row < pixels
     in_column = column < dim
@@ -85,7 +85,8 @@ def aggregate_kernel(
     # TF32 rounds like float16 and has float32's range.
     total = tl.dot(filtered, weight.to(tl.float32), input_precision=PRECISION)
     if group_bias is not None:
-        total += tl.load(group_bias + channel, mask=in_column, other=0.0).to(tl.float32)[None, :]
+        offset = tl.load(group_bias + channel, mask=in_column, other=0.0)
+        total = plus(total, offset.to(tl.float32)[None, :])
     if y_largest is not None:
         total *= power_below(tl.load(y_largest))
     inside = in_row[:, None] & in_column[None, :]
@@ -108,7 +109,7 @@ def _aggregate(
     padded = max(16, triton.next_power_of_2(dim))
     block = max(16, 2048 // padded)
     y = empty_channels_last(qkv, qkv.shape)
-    aggregate_kernel[(triton.cdiv(pixels, block) * (channels // dim),)](
+    aggregate_kernel[(triton.cdiv(pixels, block), channels // dim)](
         qkv,
         depth_weight.contiguous(),
         None if depth_bias is None else depth_bias.contiguous(),

@@ -115,10 +115,8 @@ def state_kernel(
     D: tl.constexpr,
     BT: tl.constexpr,
 ):
-    index = tl.program_id(0)
-    part = index % parts
-    image = (index // parts) // heads
-    head = (index // parts) % heads
+    part, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    of_head = image * heads + head
     stride = heads * 3 * dim
     base = qkv + image.to(tl.int64) * tokens * stride + head * 3 * dim
     first = part * share
@@ -127,7 +125,7 @@ def state_kernel(
         base + dim, tl.arange(0, BT), tl.arange(0, D), stride, first, last, tokens, dim,
         PRECISION, D, BT,
     )  # fmt: skip
-    _leave_part(states, keys, index, state, key, D)
+    _leave_part(states, keys, of_head * parts + part, state, key, D)
 
 
 @triton.jit(do_not_specialize=["tokens", "parts", "share", "eps"])
@@ -151,10 +149,8 @@ def attention_kernel(
     D: tl.constexpr,
     BT: tl.constexpr,
 ):
-    index = tl.program_id(0)
-    part = index % parts
-    image = (index // parts) // heads
-    head = (index // parts) % heads
+    part, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    of_head = image * heads + head
     stride = heads * 3 * dim
     token = tl.arange(0, BT)
     column = tl.arange(0, D)
@@ -166,7 +162,7 @@ def attention_kernel(
             base + dim, token, column, stride, 0, tokens, tokens, dim, PRECISION, D, BT
         )
     else:
-        state, key = _sum_of_parts(states, keys, index // parts, parts, D)
+        state, key = _sum_of_parts(states, keys, of_head, parts, D)
     first = part * share
     last = tl.minimum(first + share, tokens)
     for start in range(first, last, BT):
@@ -195,8 +191,7 @@ def scores_kernel(
     BT: tl.constexpr,
 ):
     """The form for few tokens: every query with every key."""
-    image = tl.program_id(0) // heads
-    head = tl.program_id(0) % heads
+    head, image = tl.program_id(1), tl.program_id(2)
     stride = heads * 3 * dim
     token = tl.arange(0, BT)
     column = tl.arange(0, D)
@@ -236,16 +231,14 @@ def query_gradient_kernel(
     The two terms of the gradient of q take each other back, wholly where a query has one channel;
     WIDE is the type whose rounding is not seen then.
     """
-    index = tl.program_id(0)
-    part = index % parts
-    image = (index // parts) // heads
-    head = (index // parts) % heads
+    part, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    of_head = image * heads + head
     stride = heads * 3 * dim
     token = tl.arange(0, BT)
     column = tl.arange(0, D)
     offset = image.to(tl.int64) * tokens * stride + head * 3 * dim
     grad += image.to(tl.int64) * tokens * heads * dim + head * dim
-    state, key = _sum_of_parts(states, keys, index // parts, parts, D)
+    state, key = _sum_of_parts(states, keys, of_head, parts, D)
     state, key = state.to(WIDE), key.to(WIDE)
     of_state = tl.zeros((D, D), tl.float32)
     of_key = tl.zeros((D,), tl.float32)
@@ -266,7 +259,7 @@ def query_gradient_kernel(
             tl.trans(q).to(tl.float32), of_above.to(tl.float32), of_state, input_precision="ieee"
         )
         of_key += tl.sum(q * of_below[:, None], axis=0).to(tl.float32)
-    _leave_part(state_gradients, key_gradients, index, of_state, of_key, D)
+    _leave_part(state_gradients, key_gradients, of_head * parts + part, of_state, of_key, D)
 
 
 @triton.jit(do_not_specialize=["tokens", "parts", "share"])
@@ -284,15 +277,13 @@ def key_gradient_kernel(
     BT: tl.constexpr,
 ):
     """Gradients of k and v from those of the sums S = sum of k v^T and z = sum of k."""
-    index = tl.program_id(0)
-    part = index % parts
-    image = (index // parts) // heads
-    head = (index // parts) % heads
+    part, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    of_head = image * heads + head
     stride = heads * 3 * dim
     token = tl.arange(0, BT)
     column = tl.arange(0, D)
     of_keys = image.to(tl.int64) * tokens * stride + head * 3 * dim + dim
-    of_state, of_key = _sum_of_parts(state_gradients, key_gradients, index // parts, parts, D)
+    of_state, of_key = _sum_of_parts(state_gradients, key_gradients, of_head, parts, D)
     first = part * share
     last = tl.minimum(first + share, tokens)
     for start in range(first, last, BT):
@@ -318,8 +309,7 @@ def scores_gradient_kernel(
     BT: tl.constexpr,
 ):
     """The gradient of the form for few tokens."""
-    image = tl.program_id(0) // heads
-    head = tl.program_id(0) % heads
+    head, image = tl.program_id(1), tl.program_id(2)
     stride = heads * 3 * dim
     token = tl.arange(0, BT)
     column = tl.arange(0, D)
@@ -366,16 +356,20 @@ class _Shape:
         self.tokens = height * width
         self.heads = channels // (3 * head_dim)
         self.dim = head_dim
-        self.programs = batch * self.heads
+        self.batch = batch
         self.padded = max(16, triton.next_power_of_2(head_dim))
-        wanted = triton.cdiv(2 * limits(qkv).multiprocessors, max(self.programs, 1))
+        wanted = triton.cdiv(2 * limits(qkv).multiprocessors, batch * self.heads)
         self.parts = max(1, min(wanted, self.tokens // (2 * _TOKENS)))
         blocks = triton.cdiv(triton.cdiv(self.tokens, self.parts), _TOKENS)
         self.share = blocks * _TOKENS
 
+    def grid(self, parts: int) -> tuple[int, int, int]:
+        """A program for each part of every head."""
+        return parts, self.heads, self.batch
+
     def parts_of_states(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Memory for a state and keys of every part."""
-        count, size = self.programs * self.parts, self.padded
+        count, size = self.batch * self.heads * self.parts, self.padded
         memory: dict[str, Any] = {"dtype": torch.float32, "device": like.device}
         return (
             unwritten(torch.empty(count, size, size, **memory)),
@@ -385,7 +379,7 @@ class _Shape:
     def sum_states(self, qkv: Tensor, precision: str) -> tuple[Tensor, Tensor]:
         """The parts of the state of every head."""
         states, keys = self.parts_of_states(qkv)
-        state_kernel[(self.programs * self.parts,)](
+        state_kernel[self.grid(self.parts)](
             qkv,
             states,
             keys,
@@ -426,7 +420,7 @@ def attend(
         **_SAME_IN_ALL_LANES,
     }
     if shape.tokens <= head_dim:
-        scores_kernel[(shape.programs,)](
+        scores_kernel[shape.grid(1)](
             qkv,
             out,
             shape.tokens,
@@ -439,7 +433,7 @@ def attend(
         )
         return
     states, keys = (None, None) if shape.parts == 1 else shape.sum_states(qkv, precision)
-    attention_kernel[(shape.programs * shape.parts,)](
+    attention_kernel[shape.grid(shape.parts)](
         qkv,
         out,
         states,
@@ -487,7 +481,7 @@ def relu_linear_attention_backward(
     shape = _Shape(qkv, head_dim)
     gradient = empty_channels_last(qkv, qkv.shape)
     if shape.tokens <= head_dim:
-        scores_gradient_kernel[(shape.programs,)](
+        scores_gradient_kernel[shape.grid(1)](
             qkv,
             grad,
             gradient,
@@ -503,9 +497,9 @@ def relu_linear_attention_backward(
         return [gradient.contiguous()]
     states, keys = shape.sum_states(qkv, "ieee")
     state_gradients, key_gradients = shape.parts_of_states(qkv)
-    grid = (shape.programs * shape.parts,)
+    grid = shape.grid(shape.parts)
     sizes = (shape.tokens, shape.heads, head_dim, shape.parts, shape.share)
-    tile = {"D": shape.padded, "BT": 32, "num_warps": 4, **_SAME_IN_ALL_LANES}
+    tile = {"D": shape.padded, "BT": 16, "num_warps": 4, **_SAME_IN_ALL_LANES}
     query_gradient_kernel[grid](
         qkv,
         grad,

@@ -1,0 +1,162 @@
+"""The Triton kernels of all operations, run in the executor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.tf32 import tf32
+from torch import Tensor
+
+import evsam_kernels as ek
+from evsam_kernels import simt
+from evsam_kernels.backends import BackendUnavailableError
+from evsam_kernels.numerics.budget import assert_within_budget
+from evsam_kernels.numerics.cases import CASES, Case
+from evsam_kernels.numerics.validation import Step, validate
+from evsam_kernels.ops.registry import OPERATIONS, formula, kernel
+
+pytest.importorskip("triton", reason="Triton is not installed")
+pytest.importorskip("evsam_kernels._simt", reason="the executor was not built")
+
+
+@pytest.fixture
+def full_precision():
+    """float32 products as float32, which is what they are held against."""
+    with tf32(False):
+        yield
+
+
+# float16 has the least range and goes through every case, the others through the quick ones.
+STEPS = [
+    Step(case, dtype, ("triton",))
+    for op in OPERATIONS
+    for case in CASES[op]
+    for dtype in ("float16", "bfloat16", "float32")
+    if dtype == "float16" or case.quick
+]
+
+
+@pytest.mark.parametrize(
+    "step", STEPS, ids=lambda step: f"{step.case.op}-{step.case.name}-{step.dtype}"
+)
+def test_case(step, full_precision):
+    with simt.emulate() as emulation:
+        (rows,) = validate([step])
+    failed = [str(row) for row in rows if not row.passed]
+    assert not failed, "\n".join(failed)
+    assert emulation.launches, "nothing ran in the executor"
+
+
+LONG_SUMS = [
+    ("conv_act", {"channels": (1500, 24), "size": (4, 5), "kernel": 1}),
+    ("mbconv", {"channels": (40, 1100, 24), "size": (4, 5)}),
+    ("multi_scale_attention", {"channels": (900, 40), "size": (4, 6), "residual": False}),
+]
+
+
+@pytest.mark.parametrize(("op", "settings"), LONG_SUMS, ids=[op for op, _ in LONG_SUMS])
+def test_long_sums_at_full_precision(op, settings, full_precision):
+    with simt.emulate():
+        assert_within_budget(op, Case(op, "long sums", settings).operands(torch.float32), "triton")
+
+
+@pytest.mark.parametrize("op", ["conv_act", "fused_mbconv", "relu_linear_attention"])
+def test_tf32_is_pytorchs_setting(op):
+    operands = next(case for case in CASES[op] if case.name == "random").operands(torch.float32)
+    oracle = formula(op)(
+        **{
+            name: value.double() if isinstance(value, Tensor) else value
+            for name, value in operands.items()
+        }
+    )
+
+    def error(allowed: bool) -> float:
+        with tf32(allowed), simt.emulate():
+            result = getattr(ek.ops, op)(**operands, backend="triton")
+        return ((result.double() - oracle).norm() / oracle.norm()).item()
+
+    # Both factors of a product lose what is beyond 10 bits of mantissa.
+    assert error(False) < 1e-6
+    assert 1e-5 < error(True) < 2 * 2**-10
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_images_do_not_depend_on_their_batch(batch, full_precision):
+    x = torch.randn(3, 32, 9, 7, dtype=torch.float16)
+    weights = [torch.randn(48, 32, 3, 3) / 17, None, torch.randn(24, 48, 1, 1) / 7]
+    weights = [None if weight is None else weight.half() for weight in weights]
+    with simt.emulate():
+        whole = ek.ops.fused_mbconv(x, *weights, activation="gelu", backend="triton")
+        part = ek.ops.fused_mbconv(x[:batch], *weights, activation="gelu", backend="triton")
+    assert torch.equal(part, whole[:batch])
+    assert part.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_empty_batch(op):
+    case = next(case for case in CASES[op] if case.name == "random")
+    operands = Case(op, "empty", {**case.settings, "batch": 0}).operands(torch.float16)
+    with simt.emulate() as emulation:
+        arguments = dict(operands)
+        if op == "upsample_add":
+            arguments["size"] = (arguments.pop("height"), arguments.pop("width"))
+        result = getattr(ek.ops, op)(**arguments, backend="triton")
+    assert result.shape[0] == 0
+    assert not emulation.launches
+
+
+def test_attention_over_many_tokens_is_split_and_the_same_every_time(full_precision):
+    qkv = torch.randn(1, 48, 40, 32)
+    with simt.emulate() as emulation:
+        first = ek.ops.relu_linear_attention(qkv, head_dim=16, backend="triton")
+        second = ek.ops.relu_linear_attention(qkv, head_dim=16, backend="triton")
+        assert_within_budget(
+            "relu_linear_attention",
+            {"qkv": qkv, "head_dim": 16, "eps": 1e-15},
+            "triton",
+            gradients=True,
+        )
+    assert torch.equal(first, second)
+    names = [launch.report.kernel for launch in emulation.launches[:2]]
+    assert names == ["state_kernel", "attention_kernel"]
+    assert emulation.launches[0].report.grid == (10, 1, 1)  # of 1280 tokens
+
+
+def test_fused_models_run_their_blocks_in_triton(full_precision):
+    torch.manual_seed(0)
+    block = ek.nn.EfficientViTBlock(64, dim=32, expand_ratio=2, scales=(5,), act_func="gelu").eval()
+    x = torch.randn(1, 64, 8, 9)
+    with simt.emulate() as emulation:
+        fused = ek.fuse(block, backend="triton")
+        with torch.no_grad():
+            torch.testing.assert_close(fused(x), block(x), rtol=1e-4, atol=1e-5)
+    assert {swapped.backend for swapped in fused.fusion_report.swapped} == {"triton"}
+    assert len(emulation.launches) > 5
+    with pytest.raises(BackendUnavailableError, match="PyTorch finds no GPU"):
+        fused(x)
+
+
+def test_compiled_graphs_call_the_kernels(full_precision):
+    x, weight = torch.randn(1, 16, 5, 6), torch.randn(24, 16, 1, 1)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(x, weight):
+        return ek.ops.conv_act(x, weight, activation="relu", backend="triton") + 1
+
+    with simt.emulate() as emulation:
+        result = compiled(x, weight)
+    torch.testing.assert_close(result, torch.relu(F.conv2d(x, weight)) + 1)
+    assert len(emulation.launches) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_error_says_how_to_do_without():
+    with pytest.raises(BackendUnavailableError, match=r"finds no GPU.*simt\.emulate"):
+        kernel("conv_act", "triton", "cpu", torch.float32)
+    with simt.emulate(), pytest.raises(BackendUnavailableError, match="no kernel for conv_act"):
+        kernel("conv_act", "triton", "cpu", torch.float64, True)
+    # The executor is slow: nothing runs there that is not asked to.
+    with simt.emulate() as emulation:
+        ek.ops.conv_act(torch.randn(1, 3, 4, 4), torch.randn(2, 3, 1, 1))
+    assert not emulation.launches
