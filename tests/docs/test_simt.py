@@ -51,7 +51,7 @@ def test_the_commands_work(monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("evsam ")]
     assert len(commands) == 5
     for _, *arguments in commands:
-        # The reader's own file, and what takes a minute, of which test_inspect_model has a small one.
+        # The reader's own file, and what takes a minute.
         if arguments[1].startswith("saxpy.cu") or "--model" in arguments:
             cli._parser().parse_args(arguments)
         else:
