@@ -133,6 +133,7 @@ class LaunchRow:
         blocks_at_once: that a multiprocessor holds.
         bound_seconds, bound_by: it takes no less.
         estimate_seconds: uncalibrated.
+        doubtful: kinds of instructions that the estimate has more or less of than were counted.
     """
 
     kernel: str
@@ -145,6 +146,7 @@ class LaunchRow:
     bound_seconds: float
     bound_by: str
     estimate_seconds: float
+    doubtful: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -292,6 +294,7 @@ def _row(launch: simt.Launch, gpu: simt.Gpu) -> LaunchRow:
         bound.seconds,
         bound.binding.limit if bound.binding else "",
         estimate.seconds,
+        estimate.disagreeing,
     )
 
 

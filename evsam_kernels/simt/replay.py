@@ -45,7 +45,7 @@ _L1_BYTES = 128  # A clock.
 _SCHEDULERS = 4
 _MOST_STEPS = 2_000_000
 _ROUNDS = 4  # Times that every resident block is replaced before extrapolating.
-_MMA_DISAGREEMENT = 0.02
+_DISAGREEMENT = 0.02
 
 _PIPES = ("none", "tensor", "fma", "alu", "special", "uniform", "memory")
 _EFFECTS = ("none", "branch", "barrier", "load", "store", "copy", "commit", "wait")
@@ -53,7 +53,7 @@ _EFFECTS = ("none", "branch", "barrier", "load", "store", "copy", "commit", "wai
 _ANCHORS = {
     **{"HMMA": "mma", "IMMA": "mma", "DMMA": "mma", "LDSM": "matrix load", "LDGSTS": "async copy"},
     **{"LDG": "global load", "STG": "global store", "LDS": "shared load", "STS": "shared store"},
-    **{"BAR": "barrier", "SHFL": "shuffle", "MUFU": "special"},
+    **{"BAR": "barrier", "SHFL": "shuffle"},
 }
 """Machine code that the assembler makes one for one of PTX instructions of a kind."""
 
@@ -74,8 +74,8 @@ class Estimate:
         seconds: of the launch; never less than its bound.
         block_cycles: that one more block adds on a multiprocessor that is busy.
         steps: machine instructions that each warp issued.
-        replayed, counted: warp instructions of a block by kind, as replayed and as the executor
-            counted them, where machine code corresponds to PTX one for one.
+        replayed, counted: instructions of a warp by kind, as replayed and as the executor counted
+            them on the average, where machine code corresponds to PTX one for one.
         resources, occupancy: what the kernel takes, and how much of it fits.
     """
 
@@ -88,11 +88,31 @@ class Estimate:
     resources: Resources
     occupancy: Occupancy
 
+    @property
+    def disagreeing(self) -> tuple[str, ...]:
+        """Kinds that are replayed more than 2 % more or less often than they were counted.
+
+        The estimate is doubtful then: blocks or warps do unequal work, or the machine code branches
+        where the PTX does not.
+        """
+        return _disagreeing(self.replayed, self.counted)
+
     def __str__(self) -> str:
-        return (
+        text = (
             f"{self.gpu.name}: {1e6 * self.seconds:.3g} us (estimate, uncalibrated: "
             f"{self.block_cycles:.0f} cycles a block, {self.occupancy.blocks} at once)"
         )
+        if self.disagreeing:
+            text += f"; doubtful, as counts of {', '.join(self.disagreeing)} disagree"
+        return text
+
+
+def _disagreeing(replayed: dict[str, float], counted: dict[str, float]) -> tuple[str, ...]:
+    return tuple(
+        kind
+        for kind, count in counted.items()
+        if abs(replayed[kind] - count) > _DISAGREEMENT * count
+    )
 
 
 @dataclass(frozen=True)
@@ -170,12 +190,11 @@ def replay(launch: Launch, on: str | Gpu = "a100-40gb") -> Estimate:
     trace = expand(blocks, flow(blocks, _equations(code, blocks, counts)))
     replayed = _by_kind(code, trace, counts)
     counted = {kind: counts.by_kind(kind) for kind in replayed}
-    for kind, count in counted.items():
-        if kind == "mma" and abs(replayed[kind] - count) > _MMA_DISAGREEMENT * count:
-            raise ReplayError(
-                f"{report.kernel}: a warp runs {count:g} matrix products, but its machine code "
-                f"replays {replayed[kind]:g}"
-            )
+    if "mma" in _disagreeing(replayed, counted):
+        raise ReplayError(
+            f"{report.kernel}: a warp runs {counted['mma']:g} matrix products, but its machine "
+            f"code replays {replayed['mma']:g}"
+        )
 
     clock = where.rates["issue"].per_second / (_SCHEDULERS * where.sms)
     machine = _Machine(where, known, clock, counts)

@@ -45,14 +45,27 @@ def test_flops_of_attention_are_those_of_its_parts() -> None:
     attention = 2 * pixels * heads * 2 * dim * (dim + 1)
     assert flops("relu_linear_attention", (qkv, dim, 1e-6), (2, 12, 5, 5)) == attention
     qkv_w, depth, group, proj = weights((36, 8, 1, 1), (36, 1, 5, 5), (36, 4, 1, 1), (8, 24, 1, 1))
-    operands = (x, qkv_w, None, [depth], [], [group], [], proj, None, None, dim, 1e-6)
+    operands: tuple[object, ...] = (
+        x,
+        qkv_w,
+        None,
+        [depth],
+        [],
+        [group],
+        [],
+        proj,
+        None,
+        None,
+        dim,
+        1e-6,
+    )
     inside = 36 * 8 + 36 * 25 + 36 * 4 + 8 * 24
     found = flops("multi_scale_attention", operands, (2, 8, 5, 5))
     assert found == 2 * pixels * inside + 2 * attention
 
 
 def call(*operands: object, output: tuple[int, ...]) -> Call:
-    return Call("path", "conv_act", operands, output, lambda: None)
+    return Call("path", "conv_act", operands, output, torch.zeros)
 
 
 def test_the_ideal_is_the_larger_of_tensor_work_and_bytes() -> None:
@@ -68,7 +81,7 @@ def test_the_ideal_is_the_larger_of_tensor_work_and_bytes() -> None:
 
 
 def test_layers_count_as_often_as_they_are_called() -> None:
-    row = inspect_model.LaunchRow("k", (1, 1, 1), 32, 0, 10, 0, 1, 2e-3, "DRAM", 4e-3)
+    row = inspect_model.LaunchRow("k", (1, 1, 1), 32, 0, 10, 0, 1, 2e-3, "DRAM", 4e-3, ())
     layers = [Layer(("a", "b"), "conv_act", "", 1e-3, (row,)), Layer(("c",), "", "", 1e-3, (row,))]
     rates = images_per_second(layers, 12)
     assert rates == pytest.approx({"ideal": 4000, "bound": 2000, "estimate": 1000})
@@ -120,6 +133,7 @@ def test_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert 0 < layer["ideal_seconds"] <= layer["bound_seconds"] <= layer["estimate_seconds"]
         (launch,) = layer["launches"]
         assert launch["registers"] > 0
+        assert launch["doubtful"] == []
         assert launch["blocks_at_once"] > 0
     total = stem["bound_seconds"] + 2 * alike["bound_seconds"]
     assert report["images_per_second"]["bound"] == pytest.approx(2 / total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from importlib import resources
@@ -16,8 +17,6 @@ from evsam_kernels import simt
 from evsam_kernels.simt.module import executor
 from evsam_kernels.simt.replay import Equations, constants, expand, flow
 from evsam_kernels.simt.sass import EXIT, BasicBlock
-
-ONE = [1.0]
 
 
 def blocks(*successors: tuple[int, ...]) -> list[BasicBlock]:
@@ -231,6 +230,14 @@ def test_a_count_that_the_machine_code_cannot_have_is_refused() -> None:
     launch.report.counters["warp_executions"][products[0]] *= 3
     with pytest.raises(simt.ReplayError, match="matrix products"):
         simt.replay(launch)
+
+
+def test_counts_that_disagree_make_an_estimate_doubtful(plain: simt.Estimate) -> None:
+    assert plain.disagreeing == ()
+    assert "doubtful" not in str(plain)
+    off = dataclasses.replace(plain, replayed=plain.replayed | {"barrier": 1.0})
+    assert off.disagreeing == ("barrier",)
+    assert "doubtful, as counts of barrier disagree" in str(off)
 
 
 def test_what_cannot_be_replayed_is_refused() -> None:
