@@ -85,3 +85,10 @@ def test_tensor_cores_are_seen_in_cuda_and_triton() -> None:
 def test_ptx_that_is_none_is_refused() -> None:
     with pytest.raises(simt.ToolError, match="cuobjdump"):
         simt.resources(b"no cubin")
+
+
+def test_the_line_information_of_the_ptx_changes_no_code(module: simt.Module) -> None:
+    with_source, _ = simt.assemble(module)
+    with_ptx, _ = simt.assemble(module, ptx_lines=True)
+    assert with_source != with_ptx
+    assert simt.resources(with_source) == simt.resources(with_ptx)
