@@ -70,4 +70,37 @@ class Program:
         check: bool,
         threads: int,
         step_limit: int,
+        sample: list[int],
     ) -> Launch: ...
+
+class ReplayInstruction:
+    def __init__(
+        self,
+        pipe: int,
+        effect: int,
+        occupied: float,
+        latency: float,
+        bytes: float,
+        groups_left: int,
+        reads: list[int],
+        writes: list[int],
+    ) -> None: ...
+
+class Multiprocessor:
+    def __init__(
+        self,
+        schedulers: int,
+        l2_bytes_per_cycle: float,
+        branch_latency: float,
+        barrier_latency: float,
+        block_latency: float,
+    ) -> None: ...
+
+def replay(
+    instructions: list[ReplayInstruction],
+    trace: npt.NDArray[np.uint32],
+    multiprocessor: Multiprocessor,
+    warps: int,
+    resident: int,
+    blocks: int,
+) -> list[float]: ...

@@ -25,7 +25,7 @@ struct LaunchOptions {
   bool check = true;
   int threads = 1;
   std::uint64_t step_limit = 0;  // warp instructions of a block
-  std::vector<std::uint32_t> sample;  // linear indices of the blocks to run, in order; empty for all
+  std::vector<std::uint32_t> sample;  // linear indices of the blocks to run, ascending; or all
 };
 
 struct Traffic {
@@ -56,11 +56,11 @@ struct Launch {
   }
 };
 
-// Runs the kernel, or only some of its blocks. They are spread over threads; those of a kernel with atomics or fences in
-// global memory run one after the other, in order. The result does not depend on the number of
-// threads unless blocks race. `interrupted` is called now and then by the calling thread; where it
-// returns true the launch ends early. Throws std::invalid_argument for a launch that a GPU would
-// refuse.
+// Runs the kernel, or only a sample of its blocks. These are spread over threads; those of a kernel
+// with atomics or fences in global memory run one after the other, in order. The result does not
+// depend on the number of threads unless blocks race. `interrupted` is called now and then by the
+// calling thread; where it returns true the launch ends early. Throws std::invalid_argument for a
+// launch that a GPU would refuse.
 LaunchResult launch(Program& program, const std::string& kernel, const LaunchOptions& options,
                     const std::function<bool()>& interrupted);
 

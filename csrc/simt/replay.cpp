@@ -183,7 +183,9 @@ std::vector<double> replay(std::span<const ReplayInstruction> instructions,
       options.multiprocessor.schedulers < 1) {
     refuse("warps must be 1 to 32; resident, blocks and schedulers at least 1");
   }
-  if (!(options.multiprocessor.l2_bytes_per_cycle > 0)) refuse("l2_bytes_per_cycle must be above 0");
+  if (!(options.multiprocessor.l2_bytes_per_cycle > 0)) {
+    refuse("l2_bytes_per_cycle must be above 0");
+  }
   if (trace.empty()) refuse("trace must not be empty");
   for (const std::uint32_t index : trace) {
     if (index >= instructions.size()) refuse("trace has an index that is no instruction's");

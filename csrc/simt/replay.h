@@ -54,8 +54,8 @@ struct ReplayOptions {
 
 inline constexpr int REPLAY_REGISTERS = 1024;
 
-// Runs `blocks` blocks, all warps of which issue the instructions of `trace` (indices) in order, and
-// returns when each ends, in cycles and ascending. A warp issues when its operands and the pipe are
+// Runs `blocks` blocks, all warps of which issue the instructions of `trace` (indices) in order.
+// Returns when each ends, in cycles and ascending. A warp issues when its operands and the pipe are
 // ready; of warps that are ready at once the first goes. Throws std::invalid_argument for indices
 // that are out of range.
 std::vector<double> replay(std::span<const ReplayInstruction> instructions,

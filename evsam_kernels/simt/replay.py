@@ -188,8 +188,8 @@ def replay(launch: Launch, on: str | Gpu = "a100-40gb") -> Estimate:
     counts = _Counts(report, warps)
     blocks = sass.basic_blocks(code)
     trace = expand(blocks, flow(blocks, _equations(code, blocks, counts)))
+    counted = {kind: counts.by_kind(kind) for kind in sorted({*_ANCHORS.values()})}
     replayed = _by_kind(code, trace, counts)
-    counted = {kind: counts.by_kind(kind) for kind in replayed}
     if "mma" in _disagreeing(replayed, counted):
         raise ReplayError(
             f"{report.kernel}: a warp runs {counted['mma']:g} matrix products, but its machine "
@@ -440,10 +440,10 @@ def _by_kind(
     code: Sequence[Sass], trace: npt.NDArray[np.uint32], counts: _Counts
 ) -> dict[str, float]:
     executions = np.bincount(trace, minlength=len(code))
-    found: defaultdict[str, float] = defaultdict(float)
+    found = dict.fromkeys(sorted({*_ANCHORS.values()}), 0.0)
     for index, kind in _anchored(code, counts):
         found[kind] += float(executions[index])
-    return dict(sorted(found.items()))
+    return found
 
 
 class _Machine:
