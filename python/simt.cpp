@@ -6,6 +6,7 @@
 #include "launch.h"
 #include "program.h"
 #include "ptx/error.h"
+#include "replay.h"
 
 namespace py = pybind11;
 using namespace evsam::simt;
@@ -94,7 +95,8 @@ PyFault fault_of(const Fault& fault, const LaunchOptions& options) {
 
 PyLaunch run(Program& program, const std::string& kernel, const Size& grid, const Size& block,
              std::uint32_t dynamic_shared, const py::bytes& parameters, std::vector<Buffer> buffers,
-             bool check, int threads, std::uint64_t step_limit) {
+             bool check, int threads, std::uint64_t step_limit,
+             std::vector<std::uint32_t> sample) {
   LaunchOptions options;
   options.grid = index_of(grid, "grid");
   options.block = index_of(block, "block");
@@ -106,6 +108,7 @@ PyLaunch run(Program& program, const std::string& kernel, const Size& grid, cons
   options.check = check;
   options.threads = threads;
   options.step_limit = step_limit;
+  options.sample = std::move(sample);
   LaunchResult result;
   bool interrupted = false;
   {
@@ -139,6 +142,33 @@ PyLaunch run(Program& program, const std::string& kernel, const Size& grid, cons
     made.unique_bytes[traffic.buffer] = {traffic.read, traffic.written};
   }
   return made;
+}
+
+template <typename Value>
+Value one_of(int value, int count, const char* name) {
+  if (value < 0 || value >= count) {
+    throw std::invalid_argument(std::string(name) + " must be below " + std::to_string(count));
+  }
+  return Value(value);
+}
+
+std::vector<double> run_replay(
+    const std::vector<ReplayInstruction>& instructions,
+    const py::array_t<std::uint32_t, py::array::c_style | py::array::forcecast>& trace,
+    const Multiprocessor& multiprocessor, int warps, int resident, int blocks) {
+  const std::span<const std::uint32_t> steps(trace.data(), std::size_t(trace.size()));
+  std::vector<double> ends;
+  bool interrupted = false;
+  {
+    const py::gil_scoped_release release;
+    ends = replay(instructions, steps, {multiprocessor, warps, resident, blocks}, [&] {
+      const py::gil_scoped_acquire acquire;
+      interrupted = PyErr_CheckSignals() != 0;
+      return interrupted;
+    });
+  }
+  if (interrupted) throw py::error_already_set();
+  return ends;
 }
 
 }  // namespace
@@ -230,5 +260,29 @@ PYBIND11_MODULE(_simt, m) {
       .def("instructions", &instructions, py::arg("kernel"))
       .def("launch", &run, py::arg("kernel"), py::arg("grid"), py::arg("block"),
            py::arg("dynamic_shared"), py::arg("parameters"), py::arg("buffers"), py::arg("check"),
-           py::arg("threads"), py::arg("step_limit"));
+           py::arg("threads"), py::arg("step_limit"), py::arg("sample"));
+
+  py::class_<ReplayInstruction>(m, "ReplayInstruction")
+      .def(py::init([](int pipe, int effect, double occupied, double latency, double bytes,
+                       std::uint32_t groups_left, std::vector<std::uint16_t> reads,
+                       std::vector<std::uint16_t> writes) {
+             return ReplayInstruction{one_of<Pipe>(pipe, PIPES + 1, "pipe"),
+                                      one_of<Effect>(effect, EFFECTS, "effect"),
+                                      occupied,
+                                      latency,
+                                      bytes,
+                                      groups_left,
+                                      std::move(reads),
+                                      std::move(writes)};
+           }),
+           py::arg("pipe"), py::arg("effect"), py::arg("occupied"), py::arg("latency"),
+           py::arg("bytes"), py::arg("groups_left"), py::arg("reads"), py::arg("writes"));
+
+  py::class_<Multiprocessor>(m, "Multiprocessor")
+      .def(py::init<int, double, double, double, double>(), py::arg("schedulers"),
+           py::arg("l2_bytes_per_cycle"), py::arg("branch_latency"), py::arg("barrier_latency"),
+           py::arg("block_latency"));
+
+  m.def("replay", &run_replay, py::arg("instructions"), py::arg("trace"), py::arg("multiprocessor"),
+        py::arg("warps"), py::arg("resident"), py::arg("blocks"));
 }

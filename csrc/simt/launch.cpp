@@ -5,6 +5,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -63,6 +64,12 @@ void refuse_bad_launch(const Kernel& kernel, const LaunchOptions& options) {
   if (options.step_limit < 1 || options.step_limit >= Access::LAST_CLOCK) {
     refuse("step_limit must be 1 to " + std::to_string(Access::LAST_CLOCK - 1) + ", got " +
            std::to_string(options.step_limit));
+  }
+  const auto& sample = options.sample;
+  if (!std::is_sorted(sample.begin(), sample.end(), std::less_equal<>()) ||
+      (!sample.empty() && sample.back() >= volume(grid))) {
+    refuse("blocks must be ascending indices into the grid, which has " +
+           std::to_string(volume(grid)) + " blocks");
   }
 }
 
@@ -213,7 +220,7 @@ class Team {
   }
 
   void run(const std::function<bool()>& interrupted) {
-    const std::uint64_t blocks = launch_.blocks();
+    const std::uint64_t blocks = launch_.blocks_to_run();
     const int most = launch_.kernel.communicates ? 1 : launch_.options.threads;
     const int count = int(std::min<std::uint64_t>(most, blocks));
     working_ = count;
@@ -241,8 +248,9 @@ class Team {
     std::vector<Counters> counters;
     try {
       Block block(launch_);
-      for (std::uint64_t i; (i = next_++) < launch_.blocks() && !launch_.stop;) {
-        block.run(std::uint32_t(i));
+      for (std::uint64_t i; (i = next_++) < launch_.blocks_to_run() && !launch_.stop;) {
+        const auto& sample = launch_.options.sample;
+        block.run(sample.empty() ? std::uint32_t(i) : sample[i]);
         std::unique_lock lock(mutex_);
         turn_.wait(lock, [&] { return done_ == i || launch_.stop; });
         if (launch_.stop) break;

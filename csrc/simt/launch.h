@@ -25,6 +25,7 @@ struct LaunchOptions {
   bool check = true;
   int threads = 1;
   std::uint64_t step_limit = 0;  // warp instructions of a block
+  std::vector<std::uint32_t> sample;  // linear indices of the blocks to run, in order; empty for all
 };
 
 struct Traffic {
@@ -50,9 +51,12 @@ struct Launch {
   std::uint64_t blocks() const {
     return std::uint64_t(options.grid.x) * options.grid.y * options.grid.z;
   }
+  std::uint64_t blocks_to_run() const {
+    return options.sample.empty() ? blocks() : options.sample.size();
+  }
 };
 
-// Runs the kernel. Blocks are spread over threads; those of a kernel with atomics or fences in
+// Runs the kernel, or only some of its blocks. They are spread over threads; those of a kernel with atomics or fences in
 // global memory run one after the other, in order. The result does not depend on the number of
 // threads unless blocks race. `interrupted` is called now and then by the calling thread; where it
 // returns true the launch ends early. Throws std::invalid_argument for a launch that a GPU would

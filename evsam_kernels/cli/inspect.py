@@ -18,9 +18,11 @@ from rich.text import Text
 
 import evsam_kernels
 from evsam_kernels import simt
-from evsam_kernels.cli import launches
+from evsam_kernels.cli import inspect_model, launches
 from evsam_kernels.cli.errors import CommandError
+from evsam_kernels.cli.models import positive_integer
 from evsam_kernels.cli.output import check_report_files, write_atomically
+from evsam_kernels.sam.zoo import VARIANTS
 from evsam_kernels.simt import plot
 
 _PIPED_WIDTH = 170
@@ -36,14 +38,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "Compile GPU kernels and say what they take of a multiprocessor. Kernels that are "
             "given with a launch are run on the CPU too: every access is checked, memory traffic "
             "and bank conflicts are counted, and a lower bound follows. The exit status is 1 if a "
-            "kernel is at fault.",
+            "kernel is at fault. With --model, do that for every layer of a model's encoder.",
             width=80,
         ),
         epilog=launches.HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("kernels", nargs="+", metavar="KERNEL", help="what to inspect, see below")
+    parser.add_argument("kernels", nargs="*", metavar="KERNEL", help="what to inspect, see below")
     parser.add_argument(
         "--arch",
         type=int,
@@ -53,8 +55,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--gpu",
-        choices=tuple(simt.GPUS),
-        help="whose published rates the bounds take (default: the first one of that capability)",
+        type=_gpu_key,
+        metavar="GPU",
+        help=f"whose published rates the bounds take: {', '.join(simt.GPUS)}; 'a100' is the first "
+        f"of those that begin so (default: the first one of that capability)",
     )
     parser.add_argument(
         "--source", action="store_true", help="print the source with what each line does"
@@ -63,6 +67,41 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the bounds' terms: .png, .pdf or .svg"
     )
+    group = parser.add_argument_group("a whole model instead of kernels")
+    group.add_argument(
+        "--model",
+        choices=list(VARIANTS),
+        metavar="NAME",
+        help=f"the encoder of one of {', '.join(VARIANTS)}, fused for Triton",
+    )
+    group.add_argument(
+        "--batch",
+        type=positive_integer,
+        default=16,
+        metavar="N",
+        help="images at once (default: %(default)s)",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=inspect_model.DTYPES,
+        default="float16",
+        help="to compute at (default: %(default)s)",
+    )
+    group.add_argument(
+        "--sample",
+        type=positive_integer,
+        default=6,
+        metavar="N",
+        help="blocks of each launch that are run and counted (default: %(default)s)",
+    )
+
+
+def _gpu_key(text: str) -> str:
+    """A GPU's key, or what the first of several begins with."""
+    found = next((key for key in simt.GPUS if key == text or key.startswith(f"{text}-")), None)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(simt.GPUS)}, got {text!r}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -96,6 +135,18 @@ def run(arguments: argparse.Namespace) -> int:
         (gpu.key for gpu in simt.GPUS.values() if gpu.arch == arguments.arch), None
     )
     gpu = simt.GPUS[key] if key else None
+    if bool(arguments.kernels) == bool(arguments.model):
+        raise CommandError("give either kernels or --model NAME")
+    if arguments.model:
+        if gpu is None:
+            raise CommandError(f"--arch {arguments.arch}: no GPU of it is known; give --gpu")
+        if arguments.plot or arguments.source:
+            raise CommandError("--plot and --source take kernels, not --model")
+        inspect_model.run(
+            *(arguments.model, arguments.batch, arguments.dtype, gpu, arguments.sample),
+            arguments.json,
+        )
+        return 0
     try:
         asked = [launches.parse(text) for text in arguments.kernels]
         if arguments.plot and not any(kernel.launch for kernel in asked):

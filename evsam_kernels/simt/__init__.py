@@ -6,6 +6,7 @@ from evsam_kernels.simt.emulation import Emulation, Launch, emulate
 from evsam_kernels.simt.gpus import GPUS, Gpu, Rate
 from evsam_kernels.simt.module import Buffer, Kernel, Module, Parameter
 from evsam_kernels.simt.occupancy import ARCHITECTURES, Occupancy, occupancy
+from evsam_kernels.simt.replay import Estimate, ReplayError, replay
 from evsam_kernels.simt.report import Fault, FaultError, Instruction, Line, Report
 from evsam_kernels.simt.resources import Resources, assemble, resources
 from evsam_kernels.simt.toolchain import ToolError, ToolNotFoundError
@@ -16,6 +17,7 @@ __all__ = [
     "Bound",
     "Buffer",
     "Emulation",
+    "Estimate",
     "Fault",
     "FaultError",
     "Gpu",
@@ -27,6 +29,7 @@ __all__ = [
     "Occupancy",
     "Parameter",
     "Rate",
+    "ReplayError",
     "Report",
     "Resources",
     "Term",
@@ -40,5 +43,6 @@ __all__ = [
     "compile_triton",
     "emulate",
     "occupancy",
+    "replay",
     "resources",
 ]

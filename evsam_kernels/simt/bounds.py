@@ -12,6 +12,10 @@ is a time. Where a term could claim too much, it claims less:
 - A load that may hit in L1 counts no L2 reads, but each byte must be read from L2 once.
 - DRAM moves each byte once that the launch reads, and once that it writes: caches start out empty
   and end up written back.
+
+Of a launch that was only sampled, every count is scaled by its blocks over those that ran. So are
+the bytes of a buffer that it reads or writes, up to the buffer's size; where it reads part of a
+buffer, what neighbouring blocks share counts twice, so that the bound is itself an estimate there.
 """
 
 from __future__ import annotations
@@ -83,13 +87,21 @@ class Work:
         fp32 = amounts.pop("multiply-add", 0.0) + max(multiplications, additions)
         amounts["fp32"] = _LANES * fp32
         amounts["issue"] += fp32
-        read = sum(read for read, _ in report.unique_bytes.values())
-        written = sum(written for _, written in report.unique_bytes.values())
-        amounts["L2 reads"] = max(past_l1, read)
+        amounts["L2 reads"] = past_l1
+        blocks = math.prod(report.grid)
+        scale = blocks / len(report.blocks_run)
+        amounts = defaultdict(float, {limit: scale * amount for limit, amount in amounts.items()})
+        read, written = (
+            sum(
+                min(scale * moved[side], max(report.buffer_bytes.get(name, 0), moved[side]))
+                for name, moved in report.unique_bytes.items()
+            )
+            for side in (0, 1)
+        )
+        amounts["L2 reads"] = max(amounts["L2 reads"], read)
         amounts["DRAM"] = read + written
         return Work(
-            math.prod(report.grid),
-            {limit: amount for limit, amount in amounts.items() if limit and amount},
+            blocks, {limit: amount for limit, amount in amounts.items() if limit and amount}
         )
 
 

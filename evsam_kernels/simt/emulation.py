@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,12 +42,14 @@ class Emulation:
         arch: compute capability that kernels are compiled for.
         check: whether accesses are checked and counted.
         threads: of the CPU; None for all.
+        sample: blocks that are run of each launch, about; None for all.
         launches: in order.
     """
 
     arch: int
     check: bool
     threads: int | None
+    sample: int | None
     launches: list[Launch] = field(default_factory=list)
 
     def launch(
@@ -73,13 +76,19 @@ class Emulation:
             block,
             shared,
             [
-                Buffer(value, name=argument, initialised=value not in _unwritten)
+                Buffer(
+                    value,
+                    name=argument,
+                    # What blocks that are left out would have written is not there.
+                    initialised=self.sample is not None or value not in _unwritten,
+                )
                 if torch.is_tensor(value)
                 else value
                 for argument, value in args
             ],
             check=self.check,
             threads=self.threads,
+            blocks=None if self.sample is None else spread(math.prod(grid), self.sample),
         )
         if report.faults:
             raise FaultError(report)
@@ -98,13 +107,24 @@ def current() -> Emulation | None:
     return _current.get()
 
 
+def spread(blocks: int, sample: int) -> list[int]:
+    """`sample` indices of blocks, or all where there are no more: first, last, others evenly."""
+    if sample >= blocks:
+        return list(range(blocks))
+    return sorted({round(i * (blocks - 1) / max(sample - 1, 1)) for i in range(sample)})
+
+
 def unwritten(tensor: torch.Tensor) -> torch.Tensor:
     """Return `tensor`, memory that was only just allocated.
 
     Where `emulate` is in force it is filled with NaN, and the first kernel that gets it is at fault
-    if it reads what it has not written.
+    if it reads what it has not written; of launches that are only sampled, with zeros, as values
+    mean nothing then.
     """
-    if current() is not None:
+    emulation = current()
+    if emulation is not None and emulation.sample is not None:
+        tensor.zero_()
+    elif emulation is not None:
         if tensor.is_floating_point():
             tensor.fill_(torch.nan)
         _unwritten[tensor] = True
@@ -113,7 +133,11 @@ def unwritten(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def emulate(
-    arch: int = 80, *, check: bool = True, threads: int | None = None
+    arch: int = 80,
+    *,
+    check: bool = True,
+    threads: int | None = None,
+    sample: int | None = None,
 ) -> Iterator[Emulation]:
     """Run Triton kernels in the executor, as if the CPU were a GPU.
 
@@ -127,6 +151,9 @@ def emulate(
         check: whether accesses are checked against each other and counted. Bounds are checked
             always.
         threads: of the CPU; all by default.
+        sample: run only about so many blocks of each launch, the first, the last and others between
+            them: to count large launches. Values mean nothing then, memory that nothing has
+            written is not looked for, and outputs start out as zeros.
 
     Yields:
         what is launched, as it is.
@@ -135,9 +162,11 @@ def emulate(
         FaultError: from a launch in the block, which is at fault.
         ImportError: from here, where Triton is not installed; from a launch, where the executor was
             not built.
-        ValueError: nothing is known of that architecture.
+        ValueError: nothing is known of that architecture, or `sample` is less than 1.
     """
-    emulation = Emulation(arch, check, threads)
+    if sample is not None and sample < 1:
+        raise ValueError(f"sample must be at least 1, got {sample}")
+    emulation = Emulation(arch, check, threads, sample)
     _install()
     token = _current.set(emulation)
     try:

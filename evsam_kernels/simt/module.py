@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ DEFAULT_STEP_LIMIT = 1 << 25
 """Warp instructions that a block may run before it counts as stuck."""
 
 
-def _executor() -> ModuleType:
+def executor() -> ModuleType:
     """The extension module, imported when first needed."""
     try:
         from evsam_kernels import _simt
@@ -100,7 +101,7 @@ class Module:
     def __init__(self, ptx: str, *, sources: Mapping[str, str] | None = None) -> None:
         self.ptx = ptx
         self.sources = dict(sources or {})
-        self._program = _executor().Program(ptx)
+        self._program = executor().Program(ptx)
         self.target: str = self._program.target
         self.kernels = tuple(
             Kernel(
@@ -152,6 +153,7 @@ class Module:
         check: bool = True,
         threads: int | None = None,
         step_limit: int = DEFAULT_STEP_LIMIT,
+        blocks: Sequence[int] | None = None,
     ) -> Report:
         """Run a kernel.
 
@@ -168,6 +170,9 @@ class Module:
             threads: of the CPU; all by default. The result does not depend on it unless blocks
                 race.
             step_limit: warp instructions that a block may run.
+            blocks: which blocks of the grid to run, by linear index (x + y * grid x + z * grid x *
+                grid y); all where None. The counters are then of those blocks alone. What others
+                would have written stays unwritten.
 
         Returns:
             What happened; the faults in it are not raised.
@@ -202,6 +207,12 @@ class Module:
                 )
             blob[parameter.offset : parameter.offset + parameter.size] = value
         grid, block = _three(grid, "grid"), _three(block, "block")
+        chosen = None if blocks is None else sorted(set(blocks))
+        if chosen is not None and not (chosen and 0 <= chosen[0] <= chosen[-1] < math.prod(grid)):
+            raise ValueError(
+                f"blocks must be indices below {math.prod(grid)}, at least one, got {blocks!r}"
+            )
+        merged = _merged(buffers)
         instructions = self.instructions(name)
         launched = self._program.launch(
             kernel=name,
@@ -209,20 +220,23 @@ class Module:
             block=block,
             dynamic_shared=shared,
             parameters=bytes(blob),
-            buffers=_merged(buffers),
+            buffers=merged,
             check=check,
             threads=(os.cpu_count() or 1) if threads is None else threads,
             step_limit=step_limit,
+            sample=chosen or [],
         )
         return Report(
             kernel=name,
             grid=grid,
             block=block,
             shared=shared,
+            blocks_run=range(math.prod(grid)) if chosen is None else tuple(chosen),
             checked=check,
             faults=tuple(_fault(fault, instructions) for fault in launched.faults),
             instructions=instructions,
             counters=launched.counters,
+            buffer_bytes={buffer.name: buffer.size for buffer in merged},
             unique_bytes=launched.unique_bytes,
         )
 
@@ -306,7 +320,7 @@ def _scalar(value: Any, size: int, label: str) -> bytes:
 
 def _merged(buffers: list[tuple[Buffer, str, tuple[int, int, bool]]]) -> list[Any]:
     """What the executor is told of the buffers; arguments that share memory become one."""
-    executor = _executor()
+    native = executor()
     merged: list[tuple[str, int, int, bool, bool]] = []
     for buffer, name, (address, size, writable) in sorted(buffers, key=lambda b: b[2][0]):
         if size == 0:
@@ -330,4 +344,4 @@ def _merged(buffers: list[tuple[Buffer, str, tuple[int, int, bool]]]) -> list[An
     if any(count > 1 for count in names.values()):
         twice = next(name for name, count in names.items() if count > 1)
         raise ValueError(f"two buffers are called {twice!r}: give each a name of its own")
-    return [executor.Buffer(*fields) for fields in merged]
+    return [native.Buffer(*fields) for fields in merged]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ class Report:
         kernel: its name.
         grid, block: number of blocks and of threads a block, along x, y and z.
         shared: bytes of dynamic shared memory a block.
+        blocks_run: the blocks that ran, by linear index; all further figures are of these.
         checked: whether accesses were checked against each other; without that there are no
             counters of memory but `requests`, and `unique_bytes` is empty.
         faults: what went wrong, in the order of the instructions; empty for a clean kernel.
@@ -126,6 +128,7 @@ class Report:
             the lanes asked for; `sectors` of 32 bytes that a request touches in global and local
             memory, and `ideal_sectors` that would hold the bytes; `wavefronts`, accesses of all
             banks of shared memory, and `ideal_wavefronts` without bank conflicts.
+        buffer_bytes: size of each buffer; variables of the module are none.
         unique_bytes: for each buffer, the bytes that were read and written at least once: what has
             to move even if caches were perfect.
     """
@@ -134,10 +137,12 @@ class Report:
     grid: Index
     block: Index
     shared: int
+    blocks_run: Sequence[int]
     checked: bool
     faults: tuple[Fault, ...]
     instructions: tuple[Instruction, ...]
     counters: Mapping[str, npt.NDArray[np.uint64]]
+    buffer_bytes: Mapping[str, int]
     unique_bytes: Mapping[str, tuple[int, int]]
 
     @property
@@ -202,6 +207,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.kernel}: grid {self.grid}, block {self.block}, {self.shared} B shared"]
+        if len(self.blocks_run) < math.prod(self.grid):
+            lines.append(f"only {len(self.blocks_run)} blocks were run")
         lines += self.problems() or (["no faults"] if self.checked else ["unchecked"])
         for kind, counted in self.by_kind.items():
             text = f"{kind:16} {counted['warp_executions']:>12,} warp instructions"

@@ -42,12 +42,16 @@ class Resources:
         return sum(self.opcodes.values())
 
 
-def assemble(module: Module, arch: int | None = None) -> tuple[bytes, str]:
+def assemble(
+    module: Module, arch: int | None = None, *, ptx_lines: bool = False
+) -> tuple[bytes, str]:
     """Assemble a module's PTX with ptxas.
 
     Args:
         module: what to assemble.
         arch: compute capability, 90 for sm_90; the one that it was compiled for where None.
+        ptx_lines: whether the machine code's line information names the lines of the PTX, and not
+            those of the source that it was compiled from.
 
     Returns:
         the cubin, and what ptxas reports of it.
@@ -59,7 +63,8 @@ def assemble(module: Module, arch: int | None = None) -> tuple[bytes, str]:
     target = module.target if arch is None else f"sm_{arch}"
     with tempfile.TemporaryDirectory() as folder:
         ptx, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        ptx.write_text(module.ptx, encoding="utf-8")
+        text = _with_own_lines(module) if ptx_lines else module.ptx
+        ptx.write_text(text, encoding="utf-8")
         log = toolchain.run(
             "ptxas",
             ["-v", "-lineinfo", f"-arch={target}", ptx, "-o", cubin],
@@ -109,6 +114,27 @@ def resources(code: Module | bytes | Path, arch: int | None = None) -> dict[str,
         )
         for kernel, found in figures.items()
     }
+
+
+def _with_own_lines(module: Module) -> str:
+    """The PTX with line information that names its own lines."""
+    lines = {
+        instruction.ptx_line
+        for kernel in module.kernels
+        for instruction in module.instructions(kernel.name)
+    }
+    text = []
+    for number, line in enumerate(module.ptx.splitlines(), 1):
+        words = line.split(maxsplit=1)
+        if words and words[0] == ".section":
+            break  # What debuggers are told comes last.
+        if words and words[0] in (".loc", ".file"):
+            continue
+        # The end of a kernel counts as an instruction of its first line.
+        if number in lines and not line.startswith("."):
+            text.append(f".loc 1 {number} 0")
+        text.append(line)
+    return "\n".join([*text, '.file 1 "kernel.ptx"', ""])
 
 
 _PTXAS_ENTRY = re.compile(

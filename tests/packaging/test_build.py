@@ -112,7 +112,8 @@ def test_wheel_carries_the_record(checkout: Path) -> None:
         "cpu_built": False,
         "cpu_reason": "EVSAM_BUILD_CPU=0",
     }
-    assert {"evsam_kernels/py.typed", "evsam_kernels/simt/gpus.json"} <= set(names)
+    data = {"evsam_kernels/simt/gpus.json", "evsam_kernels/simt/replay.json"}
+    assert {"evsam_kernels/py.typed", *data} <= set(names)
     assert not [name for name in names if name.endswith((".so", ".cpp"))]
     assert build_info.BuildInfo(**facts).cpu_reason == "EVSAM_BUILD_CPU=0"
 

@@ -268,3 +268,32 @@ def test_dynamic_shared_memory_follows_the_static() -> None:
     assert out.tolist() == [0, 128, 100, 100]
     (fault,) = module.launch("kernel", 1, 1, 99, [out]).faults
     assert fault.kind == "out of bounds"
+
+
+def test_only_the_chosen_blocks_run() -> None:
+    x, y = torch.randn(640), torch.zeros(640)
+    report = axpy(x, y, n=640, grid=10, blocks=[7, 2, 7])
+    report.raise_for_faults()
+    want = torch.zeros(640)
+    for block in (2, 7):
+        want[64 * block : 64 * (block + 1)] = 2 * x[64 * block : 64 * (block + 1)]
+    torch.testing.assert_close(y, want)
+    assert report.blocks_run == (2, 7)
+    assert report.buffer_bytes == {"x": 2560, "y": 2560}
+    whole = axpy(x, y, n=640, grid=10)
+    assert list(whole.blocks_run) == list(range(10))
+    executions = whole.counters["warp_executions"]
+    assert (report.counters["warp_executions"] * 5 == executions).all()
+
+
+def test_faults_of_chosen_blocks_are_found_and_name_them() -> None:
+    x, y = torch.randn(100), torch.randn(100)
+    assert not axpy(x, y, n=640, grid=10, blocks=[0]).faults
+    fault = axpy(x, y, n=640, grid=10, blocks=[0, 9]).faults[0]
+    assert (fault.kind, fault.block) == ("out of bounds", (9, 0, 0))
+
+
+@pytest.mark.parametrize("blocks", [[], [2], [-1, 0]])
+def test_blocks_outside_of_the_grid_are_refused(blocks: list[int]) -> None:
+    with pytest.raises(ValueError, match="blocks must be indices below 2"):
+        axpy(torch.randn(100), torch.randn(100), blocks=blocks)
