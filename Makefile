@@ -1,6 +1,6 @@
 # The entry points of a checkout. Each sets up .venv first where that is needed:
 #   make demo    segment a photograph; CHECKPOINT=path for a checkpoint, ARGS="..." for more options
-#   make test    run the tests; ARGS="..." goes to pytest
+#   make test    run the tests on all cores; ARGS="..." goes to pytest
 #   make sanitize   run the C++ kernels' own tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make lint    ruff and mypy
 #   make clean   remove what was built
@@ -19,7 +19,7 @@ demo: .venv/installed
 	$(BIN)/evsam demo $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(ARGS)
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 sanitize: .venv/installed
 	$(BIN)/python -m pytest tests/csrc $(ARGS)

@@ -49,6 +49,8 @@ def compiled(monkeypatch, tmp_path) -> Iterator[Compiled]:
             return None
 
     monkeypatch.setattr(emulation, "_Launcher", Launcher)
+    # Triton keeps launchers by device.
+    monkeypatch.setattr(emulation._Driver, "get_current_device", lambda self: str(tmp_path))
     yield made
 
 
@@ -130,7 +132,6 @@ def test_nvidia(arch, dtype, compiled):
 def test_amd(compiled, monkeypatch):
     target = triton.backends.compiler.GPUTarget("hip", "gfx942", 64)
     monkeypatch.setattr(emulation._Driver, "get_current_target", lambda self: target)
-    monkeypatch.setattr(emulation._Driver, "get_current_device", lambda self: "gfx942")
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setattr("evsam_kernels.ops.gpu.max_shared", lambda arch: AMD_SHARED)
     with simt.emulate():

@@ -1,10 +1,10 @@
 """Triton kernels of `conv_act`: convolution as a product of matrices, and depthwise convolution.
 
-Layout: NHWC, so that a pixel's channels are the row of a matrix; nothing is laid out anew (implicit
-GEMM: the operand's rows are addressed under the kernel as it moves over its taps). Tile: BM output
-pixels times BN output channels; the sum over taps and channels stays in registers, and bias,
-activation and residual are applied there. Global memory: a tile's pixels once for every BN output
-channels, from L2 mostly, the weights once for every BM pixels, residual and result once.
+Layout: NHWC, so that a pixel's channels are the row of a matrix; nothing is laid out anew
+(implicit GEMM: the operand's rows are addressed under the kernel as it moves over its taps). Tile:
+BM output pixels times BN output channels; the sum over taps and channels stays in registers, and
+bias, activation and residual are applied there. Global memory: a tile's pixels once for every BN
+output channels, from L2 mostly, the weights once for every BM pixels, residual and result once.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def plus(sums, value):
 
 @triton.jit
 def power_below(largest):
-    """A power of two that takes values of at most `largest` to where float16 holds them; at most 1."""
+    """A power of two, at most 1, that takes magnitudes up to `largest` to what float16 holds."""
     return tl.exp2(-tl.ceil(tl.maximum(tl.log2(largest / 32768.0), 0.0)))
 
 
@@ -120,7 +120,7 @@ def conv_kernel(
     bias,  # [groups * N]
     residual,  # [B, OH, OW, groups * N]
     y,  # the same
-    x_largest,  # [1], float32: x is to be taken as if multiplied by power_below of that; or None
+    x_largest,  # [1], float32: x is stored multiplied by power_below of that; or None
     y_largest,  # [1], likewise y is written so; or None
     pixels,  # B * OH * OW
     height,

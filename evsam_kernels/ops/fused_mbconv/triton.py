@@ -1,11 +1,11 @@
 """Triton kernel of `fused_mbconv`: two products back to back.
 
-Layout: NHWC. Tile: BM output pixels and all output channels; BF expanded channels at a time. The first
-product is that of `conv_act`, an implicit GEMM over taps and channels; bias and activation follow in
-registers, and the result, rounded to the storage type, is at once the left operand of the 1x1 product,
-whose sum stays in registers over all chunks (as flash attention keeps its output, arXiv 2205.14135).
-Global memory: the pixels under a tile for every chunk, from L2 mostly, the weights once for every BM
-pixels, residual and result once; the expanded tensor never.
+Layout: NHWC. Tile: BM output pixels and all output channels; BF expanded channels at a time. The
+first product is that of `conv_act`, an implicit GEMM over taps and channels; bias and activation
+follow in registers, and the result, rounded to the storage type, is at once the left operand of
+the 1x1 product, whose sum stays in registers over all chunks (as flash attention keeps its output,
+arXiv 2205.14135). Global memory: the pixels under a tile for every chunk, from L2 mostly, the
+weights once for every BM pixels, residual and result once; the expanded tensor never.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Triton kernel of `layer_norm_2d`.
 
-Layout: NHWC, so that a pixel's channels are one row. Tile: BM pixels and all their channels, which stay
-in registers, so that the mean is known before anything is squared (no cancellation) at the price of
-one read. Global memory: the map once, the result once. Statistics: float32; a float16 row cannot
-overflow them.
+Layout: NHWC, so that a pixel's channels are one row. Tile: BM pixels and all their channels, which
+stay in registers, so that the mean is known before anything is squared (no cancellation) at the
+price of one read. Global memory: the map once, the result once. Statistics: float32; a float16 row
+cannot overflow them.
 """
 
 from __future__ import annotations

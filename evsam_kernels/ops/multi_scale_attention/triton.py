@@ -1,13 +1,13 @@
 """`multi_scale_attention` as a handful of launches of Triton kernels.
 
-qkv and the projection are products of `conv_act`; attention is that of `relu_linear_attention`, once for
-each scale, into its place among the projection's input. Of a scale's aggregation the depthwise
-convolution and the grouped product are one kernel: BM pixels of one group, whose filtered channels go
-from registers into the product. Global memory: qkv is written once and read twice, each scale's
-aggregation written and read once.
+qkv and the projection are products of `conv_act`; attention is that of `relu_linear_attention`,
+once for each scale, into its place among the projection's input. Of a scale's aggregation the
+depthwise convolution and the grouped product are one kernel: BM pixels of one group, whose
+filtered channels go from registers into the product. Global memory: qkv is written once and read
+twice, each scale's aggregation written and read once.
 
-In float16 what lies between may exceed the range where the result does not; it is stored multiplied by
-powers of two, from bounds that are found first (see `mbconv`).
+In float16 what lies between may exceed the range where the result does not; it is stored
+multiplied by powers of two, from bounds that are found first (see `mbconv`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def aggregate_kernel(
     group_weight,  # [groups * dim, dim]
     group_bias,  # [groups * dim]
     y,  # [B, H, W, groups * dim]
-    qkv_largest,  # [1], float32: qkv is to be taken as if multiplied by power_below of that; or None
+    qkv_largest,  # [1], float32: qkv is stored multiplied by power_below of that; or None
     y_largest,  # [1], likewise y is written so; or None
     pixels,  # B * H * W
     height,
@@ -155,8 +155,8 @@ def multi_scale_attention(
             x.new_empty(0, proj_weight.shape[1], height, width), proj_weight, proj_bias, residual
         )
     x = channels_last(x)
-    depth_bias = list(depth_biases) or [None] * scales
-    group_bias = list(group_biases) or [None] * scales
+    depth_bias: list[Tensor | None] = [*depth_biases] or [None] * scales
+    group_bias: list[Tensor | None] = [*group_biases] or [None] * scales
     largest: list[Tensor | None] = [None] * (1 + scales)
     every: Tensor | None = None
     if x.dtype == torch.float16:

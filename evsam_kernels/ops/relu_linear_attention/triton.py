@@ -1,11 +1,11 @@
 """Triton kernels of `relu_linear_attention`, forward and backward.
 
-Layout: NHWC, so that a token is a row and a head's q, k and v lie side by side in it. A program has
-one head of one image; where these are too few to fill the GPU, several programs share one, each with
-a range of tokens. Tile: BT tokens. The state (sum of k v^T and of k over tokens) stays in float32
-registers; programs that share a head leave their parts in global memory, and whoever needs the sum
-adds them in order, so that the result is the same every time. Global memory: qkv once and the result
-once, and the parts.
+Layout: NHWC, so that a token is a row and a head's q, k and v lie side by side in it. A program
+has one head of one image; where these are too few to fill the GPU, several programs share one,
+each with a range of tokens. Tile: BT tokens. The state (sum of k v^T and of k over tokens) stays
+in float32 registers; programs that share a head leave their parts in global memory, and whoever
+needs the sum adds them in order, so that the result is the same every time. Global memory: qkv
+once and the result once, and the parts.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ DTYPES = HALF_AND_SINGLE
 
 _TOKENS = 64
 
-# Where a sum goes across lanes, one of two factors that meet would be left unrounded in the one lane
-# and the other in the other, so that lanes that hold the same sum would hold two.
+# Where a sum of products goes across lanes, a fused multiplication and addition leaves unrounded a
+# lane's own product and not that of the other, so that lanes that share a sum would hold two.
 _SAME_IN_ALL_LANES = {"enable_fp_fusion": False}
 
 
@@ -54,7 +54,7 @@ def _relu(x):
 
 @triton.jit
 def _rescaling(qkv_largest, out_largest, eps):
-    """What to multiply results by, and eps, where qkv and out are stored multiplied by powers of two."""
+    """What to multiply results by, and eps, where qkv and out are stored multiplied."""
     factor = 1.0
     if qkv_largest is not None:
         of_qkv = power_below(tl.load(qkv_largest))
@@ -142,7 +142,7 @@ def attention_kernel(
     eps,
     out_channels,
     first_channel,  # of out that is written
-    qkv_largest,  # [1], float32: qkv is to be taken as if multiplied by power_below of that; or None
+    qkv_largest,  # [1], float32: qkv is stored multiplied by power_below of that; or None
     out_largest,  # [1], likewise out is written so; or None
     PRECISION: tl.constexpr,  # of the sum over tokens
     STATE_PRECISION: tl.constexpr,  # of the product with the state

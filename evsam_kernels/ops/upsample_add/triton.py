@@ -1,8 +1,8 @@
 """Triton kernel of `upsample_add`.
 
-Layout: NHWC. Tile: BM output pixels and BC channels: of each map up to 16 pixels, which
-neighbours use too and find in L1 or L2, make one of the output (Keys 1981, a = -0.75). A launch adds
-up to four maps; the sum of more goes from launch to launch in float32. Global memory: every map once,
+Layout: NHWC. Tile: BM output pixels and BC channels: of each map up to 16 pixels, which neighbours
+use too and find in L1 or L2, make one of the output (Keys 1981, a = -0.75). A launch adds up to
+four maps; the sum of more goes from launch to launch in float32. Global memory: every map once,
 the result once.
 """
 
@@ -24,31 +24,14 @@ _MAPS_AT_ONCE = 4
 
 
 @triton.jit
-def _far(t):
-    return ((-0.75 * t + 3.75) * t - 6.0) * t + 3.0
-
-
-@triton.jit
-def _near(t):
-    return (1.25 * t - 2.25) * t * t + 1.0
-
-
-@triton.jit
-def _tap(at, size, out_size, TAP: tl.constexpr):
-    """Input position and weight of one of the four that output positions `at` are made of."""
-    place = (at + 0.5) * (size.to(tl.float32) / out_size) - 0.5
-    before = tl.floor(place)
-    t = place - before
-    if TAP == 0:
-        weight = _far(t + 1.0)
-    elif TAP == 1:
-        weight = _near(t)
-    elif TAP == 2:
-        weight = _near(1.0 - t)
-    else:
-        weight = _far(2.0 - t)
-    position = tl.minimum(tl.maximum(before.to(tl.int32) - 1 + TAP, 0), size - 1)
-    return position, weight
+def _tap(place, tap, size):
+    """Input position number `tap` of the four round `place`, and its weight (Keys, equation 4)."""
+    position = tl.floor(place) - 1.0 + tap
+    t = tl.abs(place - position)
+    near = (1.25 * t - 2.25) * t * t + 1.0
+    far = ((-0.75 * t + 3.75) * t - 6.0) * t + 3.0
+    inside = tl.minimum(tl.maximum(position.to(tl.int32), 0), size - 1)
+    return inside, tl.where(t <= 1.0, near, far)
 
 
 @triton.jit
@@ -71,12 +54,14 @@ def _resized(
     if SAME_SIZE:
         at = base + (out_y * size_x + out_x).to(tl.int64) * channels
         return tl.load(x + at[:, None] + channel[None, :], inside, other=0.0).to(tl.float32)
+    place_y = (out_y + 0.5) * (size_y.to(tl.float32) / height) - 0.5
+    place_x = (out_x + 0.5) * (size_x.to(tl.float32) / width) - 0.5
     total = tl.zeros((out_y.shape[0], channel.shape[0]), tl.float32)
-    for down in tl.static_range(4):
-        y, weight_y = _tap(out_y, size_y, height, down)
+    for down in range(4):
+        y, weight_y = _tap(place_y, down, size_y)
         line = tl.zeros_like(total)
         for along in tl.static_range(4):
-            z, weight_x = _tap(out_x, size_x, width, along)
+            z, weight_x = _tap(place_x, along, size_x)
             at = base + (y * size_x + z).to(tl.int64) * channels
             value = tl.load(x + at[:, None] + channel[None, :], inside, other=0.0)
             line += value.to(tl.float32) * weight_x[:, None]
