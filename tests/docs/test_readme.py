@@ -89,10 +89,9 @@ def test_the_table_of_kernels_is_the_registrys() -> None:
     }
     assert list(rows) == list(OPERATIONS)
     for op, cells in rows.items():
-        marked = [
-            backend for backend, cell in zip(("reference", "cpu"), cells, strict=True) if cell
-        ]
-        assert marked == [name for name in ("reference", "cpu") if has_kernel(op, name)]
+        backends = ("reference", "cpu", "triton")
+        marked = [backend for backend, cell in zip(backends, cells, strict=True) if cell]
+        assert marked == [name for name in backends if has_kernel(op, name)]
 
 
 @pytest.mark.parametrize("document", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])

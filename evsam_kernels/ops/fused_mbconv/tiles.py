@@ -38,7 +38,7 @@ def tile_of(
 ) -> Tile | None:
     """The tile for so many channels; None where the sums of a block would not fit the registers.
 
-    Counted at batch 16 on an A100 (docs/triton.md): larger tiles need less shared memory bandwidth,
+    Counted at batch 16 on an A100 (docs/simt.md): larger tiles need less shared memory bandwidth,
     which is what binds, as long as nothing spills.
     """
     if dtype == torch.float32:
