@@ -123,6 +123,24 @@ def test_attention_over_many_tokens_is_split_and_the_same_every_time(full_precis
     assert emulation.launches[0].report.grid == (10, 1, 1)  # of 1280 tokens
 
 
+def test_no_part_of_split_attention_is_empty(full_precision):
+    with simt.emulate() as emulation:
+        operands = {"qkv": torch.randn(1, 48 * 32, 25, 26), "head_dim": 16, "eps": 1e-15}
+        assert_within_budget("relu_linear_attention", operands, "triton")
+    # 650 tokens are 11 tiles, of which a part has three: four parts, where five would fit.
+    assert [launch.report.grid for launch in emulation.launches] == [(4, 32, 1)] * 2
+
+
+def test_layer_norm_far_from_zero_is_exact():
+    x = torch.randn(2, 24, 3, 5) + 2**20
+    with simt.emulate():
+        result = ek.ops.layer_norm_2d(x, backend="triton")
+    expected = formula("layer_norm_2d")(x.double(), None, None)
+    # A mean of that size is off by up to 2^-4, differences from it are exact. Once that is taken
+    # off, about three roundings are left, of values of at most 24 ** 0.5 < 5.
+    assert (result - expected).abs().max() < 15 * torch.finfo(torch.float32).eps
+
+
 def test_fused_models_run_their_blocks_in_triton(full_precision):
     torch.manual_seed(0)
     block = ek.nn.EfficientViTBlock(64, dim=32, expand_ratio=2, scales=(5,), act_func="gelu").eval()

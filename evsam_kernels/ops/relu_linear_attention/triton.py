@@ -359,9 +359,9 @@ class _Shape:
         self.batch = batch
         self.padded = max(16, triton.next_power_of_2(head_dim))
         wanted = triton.cdiv(2 * limits(qkv).multiprocessors, batch * self.heads)
-        self.parts = max(1, min(wanted, self.tokens // (2 * _TOKENS)))
-        blocks = triton.cdiv(triton.cdiv(self.tokens, self.parts), _TOKENS)
-        self.share = blocks * _TOKENS
+        fitting = max(1, min(wanted, self.tokens // (2 * _TOKENS)))
+        self.share = triton.cdiv(triton.cdiv(self.tokens, fitting), _TOKENS) * _TOKENS
+        self.parts = triton.cdiv(self.tokens, self.share)  # Whole tiles may take fewer parts.
 
     def grid(self, parts: int) -> tuple[int, int, int]:
         """A program for each part of every head."""
