@@ -65,6 +65,13 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def position(pixel, height, width):
+    """Image, line and column of pixels that are numbered through all images."""
+    line = pixel // width
+    return line // height, line % height, pixel % width
+
+
+@triton.jit
 def taps_inside(top, left, height, width, DILATION: tl.constexpr, KERNEL: tl.constexpr):
     """Which taps of a kernel whose first is at (top, left) lie inside a map: a bit for each.
 
@@ -151,10 +158,7 @@ def conv_kernel(
     in_row = row < pixels
     in_column = column < out_channels
 
-    out_x = row % out_width
-    line = row // out_width
-    out_y = line % out_height
-    image = line // out_height
+    image, out_y, out_x = position(row, out_height, out_width)
     top = out_y * STRIDE - (KERNEL // 2) * DILATION
     left = out_x * STRIDE - (KERNEL // 2) * DILATION
     all_channels = groups * channels
@@ -245,10 +249,7 @@ def depthwise_kernel(
     in_row = row < pixels
     in_channel = channel < channels
 
-    out_x = row % out_width
-    line = row // out_width
-    out_y = line % out_height
-    image = line // out_height
+    image, out_y, out_x = position(row, out_height, out_width)
     top = out_y * STRIDE - (KERNEL // 2) * DILATION
     left = out_x * STRIDE - (KERNEL // 2) * DILATION
     corner = (image.to(tl.int64) * height + top) * width + left

@@ -23,6 +23,7 @@ from evsam_kernels.ops.conv_act.triton import (
     conv_precision,
     dense,
     plus,
+    position,
     taps_inside,
 )
 from evsam_kernels.ops.fused_mbconv.tiles import tile_of
@@ -67,10 +68,7 @@ def fused_mbconv_kernel(
     in_row = row < pixels
     in_column = column < out_channels
 
-    out_x = row % out_width
-    line = row // out_width
-    out_y = line % out_height
-    image = line // out_height
+    image, out_y, out_x = position(row, out_height, out_width)
     top = out_y * STRIDE - KERNEL // 2
     left = out_x * STRIDE - KERNEL // 2
     corner = (image.to(tl.int64) * height + top) * width + left

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from evsam_kernels.ops.checks import HALF_AND_SINGLE
-from evsam_kernels.ops.conv_act.triton import conv_act, conv_precision, plus, power_below
+from evsam_kernels.ops.conv_act.triton import conv_act, conv_precision, plus, position, power_below
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
 from evsam_kernels.ops.mbconv.triton import largest_values
 from evsam_kernels.ops.relu_linear_attention.triton import attend
@@ -55,8 +55,7 @@ def aggregate_kernel(
     in_column = column < dim
     channel = group * dim + column
     channels = groups * dim
-    x = row % width
-    y_of = row // width % height
+    _, y_of, x = position(row, height, width)
     at = row.to(tl.int64)[:, None] * channels + channel[None, :]
     filtered = tl.zeros((BM, D), tl.float32)
     for tap in tl.static_range(KERNEL * KERNEL):

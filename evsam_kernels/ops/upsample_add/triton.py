@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from evsam_kernels.ops.checks import HALF_AND_SINGLE
+from evsam_kernels.ops.conv_act.triton import position
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
 
 DTYPES = HALF_AND_SINGLE
@@ -93,9 +94,7 @@ def upsample_add_kernel(
     channel = (tile % channel_tiles) * BC + tl.arange(0, BC)
     inside = (row < pixels)[:, None] & (channel < channels)[None, :]
     row_inside = tl.minimum(row, pixels - 1)
-    out_x = row_inside % width
-    out_y = row_inside // width % height
-    image = row_inside // width // height
+    image, out_y, out_x = position(row_inside, height, width)
     total = _resized(
         x0, h0, w0, image, out_y, out_x, height, width, channel, channels, inside,
         SAME_SIZE & 1 != 0,
