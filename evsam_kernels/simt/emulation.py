@@ -143,8 +143,8 @@ def emulate(
 
     In the block `kernel[grid](...)` takes tensors on the CPU, whoever wrote the kernel, and the
     backends for GPUs do: `ek.ops.conv_act(x, ..., backend="triton")`. Triton compiles what it would
-    compile on the GPU. What it launches meanwhile in other threads runs in the executor too, and
-    fails there if they have not entered a block of their own.
+    compile on the GPU. Other threads are not affected: they launch where they would without it,
+    unless they enter a block of their own.
 
     Args:
         arch: compute capability to compile for, 80 for sm_80.

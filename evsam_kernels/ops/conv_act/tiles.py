@@ -36,11 +36,6 @@ HALF_TILES = (
 SINGLE_TILES = (Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3))
 
 
-def tiles_for(dtype: torch.dtype) -> tuple[Tile, ...]:
-    """The tiles that there are at a storage dtype, the largest first."""
-    return SINGLE_TILES if dtype == torch.float32 else HALF_TILES
-
-
 def tile_of(dtype: torch.dtype, rows: int, columns: int, limits: Limits) -> Tile:
     """The tile for a product of `rows` and `columns` on a GPU with such limits."""
 
@@ -53,4 +48,5 @@ def tile_of(dtype: torch.dtype, rows: int, columns: int, limits: Limits) -> Tile
         moved = 4 * 2 * (tile.bm + tile.bn) / 128
         return -(-blocks // limits.multiprocessors) * max(multiplied, moved)
 
-    return min(tiles_for(dtype), key=cost)
+    # Of equal ones the first, which is the largest.
+    return min(SINGLE_TILES if dtype == torch.float32 else HALF_TILES, key=cost)
