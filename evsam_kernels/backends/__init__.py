@@ -70,6 +70,15 @@ def _triton_unavailable() -> str | None:
     return None
 
 
+def _cuda_unavailable() -> str | None:
+    if emulation.current() is None:
+        return (
+            "PyTorch finds no GPU; its kernels can be run without one in "
+            "`with evsam_kernels.simt.emulate():`"
+        )
+    return None
+
+
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
@@ -78,6 +87,7 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             "triton", "Triton kernels, on a GPU", ("cuda",), _triton_unavailable, emulated=True
         ),
+        Backend("cuda", "CUDA kernels, on a GPU", ("cuda",), _cuda_unavailable, emulated=True),
     )
 }
 
