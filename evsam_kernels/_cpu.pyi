@@ -176,6 +176,54 @@ def measure_masks(
     masks: npt.NDArray[np.uint8] | None,
     num_threads: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]]: ...
+def attend_keys(
+    *,
+    queries: npt.NDArray[np.float32],
+    keys: npt.NDArray[np.float32],
+    values: npt.NDArray[np.float32],
+    offsets: npt.NDArray[np.float32] | None,
+    scales: npt.NDArray[np.float32] | None,
+    basis: npt.NDArray[np.float32] | None,
+    row_queries: npt.NDArray[np.float32] | None,
+    positions: int,
+    num_threads: int,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+def update_keys(
+    *,
+    tokens: npt.NDArray[np.float32],
+    queries: npt.NDArray[np.float32],
+    offsets: npt.NDArray[np.float32] | None,
+    scales: npt.NDArray[np.float32] | None,
+    basis: npt.NDArray[np.float32] | None,
+    row_tokens: npt.NDArray[np.float32] | None,
+    updates: list[
+        tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
+    ],
+    square: npt.NDArray[np.float32],
+    base: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.float32],
+    gram: npt.NDArray[np.float32],
+    eps: float,
+    num_threads: int,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+def upscale_masks(
+    *,
+    base: npt.NDArray[np.float32],
+    scales: npt.NDArray[np.float32],
+    basis: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.float32],
+    offsets: npt.NDArray[np.float32],
+    norm_weight: npt.NDArray[np.float32],
+    norm_bias: npt.NDArray[np.float32],
+    eps: float,
+    weight: npt.NDArray[np.float32],
+    bias: npt.NDArray[np.float32],
+    first: npt.NDArray[np.int64],
+    vectors: npt.NDArray[np.float32],
+    height: int,
+    width: int,
+    num_threads: int,
+) -> npt.NDArray[np.float32]: ...
 def upsample_add(
     *,
     maps: list[tuple[int, int, int]],
