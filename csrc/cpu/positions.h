@@ -2,9 +2,9 @@
 // Included by kernels: everything is private to the including file.
 //
 // Maps lie in tiles of 64 positions, [rows][64], so that a row of a tile is a few whole vectors and what
-// follows a product (a softmax over rows, a scale per position) goes along its columns. The left operand of
-// a product has its inner dimension first, [inner][rows]: the values that are broadcast together lie side by
-// side, and matrices need not be packed.
+// follows a product (a softmax over rows, a scale per position) goes along its columns. The left operand
+// of a product has its inner dimension first, [inner][rows]: the values that are broadcast together lie
+// side by side, and matrices need not be packed.
 #pragma once
 
 #include "activation.h"

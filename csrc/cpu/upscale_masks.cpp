@@ -1,9 +1,9 @@
 // The mask decoder's upscaling, a tile of positions from the keys to the pixels of all masks.
 //
-// Layout: see positions.h. Tile: one of the four pixels that the first convolution makes of each position,
-// [mid_channels][64], and one of the four that the second makes of that, [out_channels][64], both in L1; the
-// upscaled map never exists. Main memory: the prompt's basis and the masks once; its rows from L2, the shared
-// map from L2 or L3. Threads take tiles.
+// Layout: see positions.h. Tile: one of the four pixels that the first convolution makes of a position,
+// [mid_channels][64], and one of the four that the second makes of that, [out_channels][64], both in L1:
+// the upscaled map never exists. Main memory: the prompt's basis and the masks once; its rows from L2, the
+// shared map from L2 or L3. Threads take tiles.
 
 #include "evsam/upscale_masks.h"
 

@@ -59,7 +59,8 @@ _PROMPTS_AT_ONCE = 16
 """Bounds the memory: a prompt's basis takes 1.6 MB for one point."""
 _MOST_TOKENS = 17
 """From there on, P v has fewer columns than P: d = 16 of each head."""
-_HEAD_DIM = 16
+HEAD_DIM = 16
+"""Channels of a head of the attentions between tokens and image."""
 
 
 class _Weights(NamedTuple):
@@ -220,7 +221,8 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         """As `forward`, but only masks whose predicted IoU exceeds a threshold are upscaled.
 
         Returns:
-            Mask logits `[K, 4 h, 4 w]` of those, prompt by prompt, and predicted IoU `[B, M]` of all.
+            Mask logits `[K, 4 h, 4 w]` of those, prompt by prompt, and predicted IoU `[B, M]` of all,
+            the one compared with the threshold.
         """
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         inputs = (
@@ -230,11 +232,11 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
             dense_prompt_embeddings,
             range(self.num_mask_tokens)[chosen],
         )
-        shared = self._shared(*inputs, keep=lambda iou: iou > threshold)
+        shared = self._shared(*inputs, keep=lambda iou: iou.float() > threshold)
         if shared is not None:
             return shared
         masks, iou = self._plain(*inputs)
-        return masks[iou > threshold], iou
+        return masks[iou.float() > threshold], iou
 
     def _decode(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         shared = self._shared(*inputs, keep=lambda iou: torch.ones_like(iou, dtype=torch.bool))
@@ -350,7 +352,7 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
             mapped: Tensor | None,
         ) -> Tensor:
             """Attention to the keys after `level` blocks; `mapped` `[B, R, 2 h d]`, the rows'."""
-            heads, scale = attention.num_heads, _HEAD_DIM**-0.5
+            heads, scale = attention.num_heads, HEAD_DIM**-0.5
             queries = (attention._heads(attention.q_proj(tokens)) * scale).mT
             row_queries = row_values = None
             if mapped is not None:
@@ -444,7 +446,7 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
             )
         )
         iou = decoder.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
-        kept_masks = keep(iou)
+        kept_masks = keep(iou.to(self.dtype))
         vectors = torch.stack(
             [
                 decoder.output_hypernetworks_mlps[index](tokens[:, 1 + place])
@@ -509,7 +511,7 @@ def _multiplied_out(decoder: Any, dtype: torch.dtype) -> _Weights:
     transformer = decoder.transformer
     first, second = transformer.layers
     final = transformer.final_attn_token_to_image
-    scale = _HEAD_DIM**-0.5
+    scale = HEAD_DIM**-0.5
 
     def table(attention: Any, constant: Tensor) -> Tensor:
         return _centred(torch.cat([attention.out_proj.weight.mT, constant[None]]))

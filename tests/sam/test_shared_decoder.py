@@ -1,0 +1,335 @@
+"""The mask decoder that shares the image across prompts, against the plain one in float64."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import evsam_kernels as ek
+from evsam_kernels.backends import build_info
+from evsam_kernels.numerics.budget import budget, measure
+from evsam_kernels.ops.shared_mask_decoder import cpu
+from evsam_kernels.sam import shared_decoder
+from evsam_kernels.sam.mask_decoder import MaskDecoder, TwoWayTransformer
+from evsam_kernels.sam.shared_decoder import SharedMaskDecoder
+
+_cpu = pytest.importorskip("evsam_kernels._cpu", reason=str(build_info.read()))
+
+
+def plain_decoder(seed: int = 0) -> MaskDecoder:
+    """A decoder whose norms and biases are not at their defaults."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        decoder = MaskDecoder(transformer=TwoWayTransformer()).eval().requires_grad_(False)
+    for parameter in decoder.parameters():
+        parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return decoder
+
+
+def prompts(points=2, batch=3, size=(9, 11), dtype=torch.float32, scale=1.0, seed=0):
+    """Image, encoding, tokens and the dense map of prompts without a mask."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    dense = normal(1, 256, 1, 1).to(dtype).expand(batch, -1, *size)
+    image, pe = scale * normal(1, 256, *size), normal(1, 256, *size)
+    return image.to(dtype), pe.to(dtype), normal(batch, points, 256).to(dtype), dense
+
+
+def exactly(decoder, inputs, multimask):
+    """The plain decoder's masks and IoU in float64."""
+    image, pe, tokens, dense = (x.double() for x in inputs)
+    return copy.deepcopy(decoder).double()(image, pe, tokens, dense, multimask)
+
+
+def assert_close(ours, plain, exact, dtype=torch.float32):
+    for mine, same_dtype, want in zip(ours, plain, exact, strict=True):
+        assert mine.shape == want.shape
+        assert want.norm() > 0 and torch.isfinite(mine).all()
+        allowed = budget(measure(same_dtype, want), dtype)
+        assert measure(mine, want).within(allowed), (allowed, measure(mine, want))
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Counts how often what prompts share is computed."""
+    counted = []
+    compute = shared_decoder._shared_by_prompts
+    monkeypatch.setattr(
+        shared_decoder,
+        "_shared_by_prompts",
+        lambda *arguments: counted.append(1) or compute(*arguments),
+    )
+    return counted
+
+
+@pytest.fixture
+def isa(request):
+    before = _cpu.isa()
+    _cpu.use_isa(request.param)
+    yield
+    _cpu.use_isa(before)
+
+
+@pytest.mark.parametrize("points", [0, 1, 3, 12])
+@pytest.mark.parametrize("multimask", [True, False])
+def test_the_algebra_is_exact(points, multimask):
+    decoder = plain_decoder(points).double()
+    inputs = prompts(points, batch=18, size=(5, 6), dtype=torch.float64)
+    shared = SharedMaskDecoder(copy.deepcopy(decoder), backend="reference")
+    for ours, want in zip(
+        shared(*inputs, multimask), decoder(*inputs, multimask), strict=True
+    ):
+        assert want.norm() > 0
+        assert (ours - want).norm() / want.norm() < 1e-12
+    for ours, want in zip(shared.predict_masks(*inputs), decoder.predict_masks(*inputs), strict=True):
+        assert ours.shape == want.shape
+        assert (ours - want).norm() / want.norm() < 1e-12
+
+
+@pytest.mark.parametrize("isa", _cpu.available_isas(), indirect=True)
+@pytest.mark.parametrize(
+    ("points", "multimask", "size"), [(1, True, (8, 8)), (3, False, (9, 11)), (12, True, (1, 5))]
+)
+def test_kernels_keep_the_budget(isa, points, multimask, size):
+    decoder = plain_decoder()
+    inputs = prompts(points, size=size)
+    ours = SharedMaskDecoder(copy.deepcopy(decoder), backend="cpu")(*inputs, multimask)
+    assert_close(ours, decoder(*inputs, multimask), exactly(decoder, inputs, multimask))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    decoder = plain_decoder().to(dtype)
+    inputs = prompts(dtype=dtype)
+    ours = SharedMaskDecoder(copy.deepcopy(decoder))(*inputs, True)
+    assert [x.dtype for x in ours] == [dtype, dtype]
+    assert_close(ours, decoder(*inputs, True), exactly(decoder, inputs, True), dtype)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 100])
+def test_images_of_other_magnitudes(scale):
+    decoder = plain_decoder()
+    inputs = prompts(scale=scale)
+    ours = SharedMaskDecoder(copy.deepcopy(decoder), backend="cpu")(*inputs, True)
+    assert_close(ours, decoder(*inputs, True), exactly(decoder, inputs, True))
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_a_variance_whose_terms_cancel(block):
+    """What the image attends to takes the image away again: the terms' sum has no digits left."""
+    decoder = plain_decoder()
+    attention = decoder.transformer.layers[block].cross_attn_image_to_token
+    away = torch.randn(256, generator=torch.Generator().manual_seed(1))
+    image, pe, tokens, dense = prompts()
+    if block == 0:
+        image = 0.01 * image + 100 * away.view(1, -1, 1, 1)
+        attention.out_proj.bias.copy_(-100 * away)
+    else:
+        decoder.transformer.layers[0].norm4.bias.copy_(100 * away)
+        decoder.transformer.layers[0].norm4.weight.fill_(0.01)
+        attention.out_proj.bias.copy_(-100 * away)
+    attention.out_proj.weight *= 0.01
+    inputs = image, pe, tokens, dense
+    ours = SharedMaskDecoder(copy.deepcopy(decoder), backend="cpu")(*inputs, True)
+    assert_close(ours, decoder(*inputs, True), exactly(decoder, inputs, True))
+
+
+def test_only_masks_above_the_threshold_are_upscaled():
+    decoder = SharedMaskDecoder(plain_decoder())
+    inputs = dict(
+        zip(
+            (
+                "image_embeddings",
+                "image_pe",
+                "sparse_prompt_embeddings",
+                "dense_prompt_embeddings",
+            ),
+            prompts(batch=20),
+            strict=True,
+        ),
+        multimask_output=True,
+    )
+    masks, iou = decoder(**inputs)
+    threshold = iou.median().item()
+    found, same = decoder.decode_above(threshold, **inputs)
+    assert torch.equal(same, iou)
+    assert 0 < len(found) < iou.numel()
+    assert torch.equal(found, masks[iou > threshold])
+    none, _ = decoder.decode_above(iou.max().item(), **inputs)
+    assert none.shape == (0, 36, 44)
+    inputs["dense_prompt_embeddings"] = inputs["dense_prompt_embeddings"].contiguous()
+    masks, iou = decoder(**inputs)  # The plain path.
+    assert torch.equal(decoder.decode_above(threshold, **inputs)[0], masks[iou > threshold])
+
+
+def test_other_prompts_take_the_plain_path(made):
+    plain = plain_decoder()
+    shared = SharedMaskDecoder(copy.deepcopy(plain))
+    image, pe, tokens, dense = prompts()
+    several = image.expand(3, -1, -1, -1)
+    many = torch.cat([tokens] * 7, dim=1)
+    for inputs in [
+        (image, pe, tokens, dense.contiguous()),  # Masks of their own.
+        (several, pe, tokens, dense),
+        (image, pe, many, dense),
+        (image, pe, tokens[:1], dense[:1]),  # One prompt, on an image that was not set.
+        (image, pe, tokens[:0], dense[:0]),
+    ]:
+        for ours, want in zip(shared(*inputs, True), plain(*inputs, True), strict=True):
+            assert torch.equal(ours, want)
+    assert not made
+    shared(image, pe, tokens, dense, True)
+    assert made
+
+
+def test_gradients_of_the_prompts():
+    plain = plain_decoder()
+    image, pe, tokens, dense = prompts()
+    gradients = []
+    for decoder in (plain, SharedMaskDecoder(copy.deepcopy(plain))):
+        leaf = tokens.clone().requires_grad_()
+        decoder(image, pe, leaf, dense, True)[0].sum().backward()
+        gradients.append(leaf.grad)
+    assert gradients[0].norm() > 0
+    assert torch.equal(*gradients)
+
+
+def test_what_prompts_share_is_kept_with_the_image(made):
+    decoder = SharedMaskDecoder(plain_decoder())
+    image, pe, tokens, dense = prompts()
+    decoder.set_image(image, pe, dense)
+    for count in (1, 3):
+        decoder(image, pe.clone(), tokens[:count], dense[:count].clone()[:, :, :1, :1].expand(
+            count, -1, 9, 11), True)
+    assert len(made) == 1
+    batch = torch.cat([image, 2 * image])
+    for index in (0, 1, 0, 1):
+        decoder(batch[index : index + 1], pe, tokens, dense, True)
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("change", ["image", "pe", "dense", "weight", "inference image"])
+def test_what_prompts_share_is_never_stale(change, made):
+    plain = plain_decoder()
+    decoder = SharedMaskDecoder(copy.deepcopy(plain), backend="cpu")
+    image, pe, tokens, dense = prompts()
+    weight = decoder.transformer.layers[1].norm4.weight
+    with torch.inference_mode(change == "inference image"):
+        if change == "inference image":
+            image = image.clone()
+        for _ in range(2):
+            before = decoder(image, pe, tokens, dense, True)[0]
+        assert len(made) == 1
+        match change:
+            case "image" | "inference image":
+                image *= 1.5
+            case "pe":
+                pe *= 1.5
+            case "dense":
+                dense = 1.5 * dense[:, :, :1, :1]
+                dense = dense[:1].expand(3, -1, 9, 11)
+            case "weight":
+                weight *= 1.5
+                plain.transformer.layers[1].norm4.weight *= 1.5
+        ours = decoder(image, pe, tokens, dense, True)
+    assert len(made) == 2
+    assert not torch.allclose(ours[0], before, rtol=1e-3)
+    inputs = image, pe, tokens, dense
+    assert_close(ours, plain(*inputs, True), exactly(plain, inputs, True))
+
+
+def test_what_prompts_share_goes_with_the_image():
+    decoder = SharedMaskDecoder(plain_decoder())
+    image, pe, tokens, dense = prompts()
+    decoder.set_image(image, pe, dense)
+    state = decoder._image(image, pe, dense[:1], make=False)
+    gone = weakref.ref(state.upscaling)
+    del state
+    gc.collect()
+    assert gone() is not None
+    del image
+    gc.collect()
+    assert gone() is None
+
+
+def test_copies_pickles_and_state():
+    plain = plain_decoder()
+    decoder = SharedMaskDecoder(copy.deepcopy(plain))
+    inputs = prompts()
+    masks, _ = decoder(*inputs, True)
+    assert decoder.state_dict().keys() == plain.state_dict().keys()
+    for other in (copy.deepcopy(decoder), pickle.loads(pickle.dumps(decoder))):
+        assert torch.equal(other(*inputs, True)[0], masks)
+    other = SharedMaskDecoder(plain_decoder(seed=1))
+    assert not torch.equal(other(*inputs, True)[0], masks)
+    other.load_state_dict(decoder.state_dict())
+    assert torch.equal(other(*inputs, True)[0], masks)
+    gone = weakref.ref(decoder.iou_token.weight)
+    del decoder, other
+    gc.collect()
+    assert gone() is None
+
+
+def test_the_number_of_threads_changes_nothing(monkeypatch):
+    """In a kernel; PyTorch's own products may sum in another order."""
+    before = torch.get_num_threads()
+    compared = []
+
+    def on_some_threads(stage):
+        def run(*arguments):
+            results = []
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                results.append(stage(*arguments))
+            for result in results[1:]:
+                compared.extend(map(torch.equal, result, results[0]))
+            return results[0]
+
+        return run
+
+    for name in ("attend_keys", "update_keys", "upscale_masks"):
+        monkeypatch.setattr(cpu, name, on_some_threads(getattr(cpu, name)))
+    try:
+        SharedMaskDecoder(plain_decoder())(*prompts(), True)
+    finally:
+        torch.set_num_threads(before)
+    assert len(compared) > 10 and all(compared)
+
+
+def test_many_prompts_and_several_callers():
+    decoder = SharedMaskDecoder(plain_decoder())
+    image, pe, tokens, dense = prompts(batch=37)
+    masks, iou = decoder(image, pe, tokens, dense, True)
+    for first in (0, 35):
+        some = slice(first, first + 2)
+        found, _ = decoder(image, pe, tokens[some], dense[some], True)
+        torch.testing.assert_close(found, masks[some], rtol=1e-4, atol=1e-4)
+    with ThreadPoolExecutor(4) as pool:
+        for found, score in pool.map(lambda _: decoder(image, pe, tokens, dense, True), range(8)):
+            assert torch.equal(found, masks)
+            assert torch.equal(score, iou)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(decoder(image, pe, tokens, dense, True)[0], masks)
+
+
+def test_auto_without_a_kernel_is_the_plain_decoder():
+    plain = plain_decoder().double()
+    inputs = prompts(dtype=torch.float64)
+    ours = SharedMaskDecoder(copy.deepcopy(plain))(*inputs, True)
+    assert torch.equal(ours[0], plain(*inputs, True)[0])
+
+
+def test_backends_that_are_not_there_are_refused():
+    decoder = SharedMaskDecoder(plain_decoder(), backend="triton")
+    with pytest.raises(ek.BackendUnavailableError, match="triton"):
+        decoder(*prompts(), True)
