@@ -10,9 +10,10 @@ share, is the keys before the first block.
    token's, P has h (T - 1) columns, and what the last token adds is the same everywhere. Before the
    LayerNorm the keys are, centred,
 
-       z1 = A1 + [P0, 1] R1,   A1 = J E,   R1 = [v0_h Wo0_h; v0_last Wo0 + bo0] J.
+       z1 = A1 + [P0, 1] R1,   A1 = (E + bo0) J,   R1 = [v0_h Wo0_h; v0_last Wo0] J.
 
-   A softmax over tokens does not change when a token's scores are subtracted from all.
+   What the values' bias gives is the same everywhere too and is left to bo0: it may be large and bo0
+   may take it away again. A softmax over tokens does not change when one's scores are subtracted.
 2. LayerNorm divides by the deviation: with r = 1 / sqrt(var + eps), keys1 = r z1 g + b, and
    `C var = |A1|^2 + 2 X A1.R1 + X (R1 R1^T) X^T`, X = [P0, 1]. R1 is the values times a matrix, and so
    A1.R1 is the values times what is computed once. Where these terms cancel, z1 itself is computed.
@@ -20,9 +21,9 @@ share, is the keys before the first block.
    values times a small matrix. So are the scores of the next attentions computed, and its output, as
    the sum over positions commutes with M. What is the same at every position drops out of a softmax
    over positions.
-4. The second block: with A2 = J g A1,
+4. The second block: with A2 = A1 g J,
 
-       z2 = r A2 + [r X, P1, 1] [J g R1; v1_h Wo1_h J; (v1_last Wo1 + bo1 + b) J],
+       z2 = r A2 + [r X, P1, 1] [R1 g J; v1_h Wo1_h J; (v1_last Wo1 + bo1 + b) J],
 
    which has the form of z1 again: a scale times a shared base, and a basis `[N, 2 h (T - 1) + 2]` times
    a few rows. The last attention and the first transposed convolution are linear maps of it.
@@ -40,6 +41,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from evsam_kernels.nn.folded import FoldedBlock
@@ -64,33 +66,32 @@ HEAD_DIM = 16
 
 
 class _Weights(NamedTuple):
-    """The decoder's weights, multiplied out; rows of a table are values of h heads of d, and 1."""
+    """The decoder's weights, multiplied out.
 
-    # Keys before the first block. What stands for a query is divided by sqrt(d).
-    to_keys0: Tensor  # [h d, C], and so on
+    A table `[h d + 1, M]` has a row for each channel of a head's values and one that is added to what
+    the last token gives. What makes queries is divided by sqrt(d).
+    """
+
+    constant: Tensor  # [C], added to E
+    to_keys0: Tensor  # [h d, C]
     to_values0: Tensor
     to_queries0: Tensor
-    query_bias0: Tensor
-    # Tables of rows R1, and those of the second block: [h d + 1, C].
-    rows1: Tensor
-    rows2: tuple[Tensor, Tensor]
-    # Maps of keys1, [3 h d, C], for keys, values and queries; of keys2, for keys, values, upscaling.
-    maps1: Tensor
-    maps2: Tensor
-    # What the tables become under these.
-    mapped1: Tensor  # [h d + 1, 3 h d]
+    query_biases: tuple[Tensor, Tensor]  # [h d], of either block
+    value_biases: tuple[Tensor, Tensor, Tensor]  # and of the last attention
+    between: Tensor  # [C], g from A1 to A2
+    rows1: Tensor  # table of R1
+    rows2: tuple[Tensor, Tensor]  # tables of the rows that the blocks give to z2
+    maps1: Tensor  # [3 h d, C], of keys1 to keys, values and queries
+    maps2: Tensor  # [2 h d + 4 M, C], of keys2 to keys, values and the upscaling
+    mapped1: Tensor  # the tables under these maps
     mapped2: tuple[Tensor, Tensor]
-    # What the maps make of b; the biases of the projections are in them.
-    query_bias1: Tensor
-    value_biases: tuple[Tensor, Tensor, Tensor]
-    to_keys1: Tensor
+    to_keys1: Tensor  # [h d, C], of the positional encoding
     to_queries1: Tensor
     to_keys2: Tensor
-    between: Tensor  # g, from A1 to A2
     eps: tuple[float, float]
     upscaling: Upscaling
     wide: MaskDecoder | None
-    """The decoder at the dtype it computes at; None where it has that dtype itself."""
+    """The decoder at the dtype in which it computes; None where it has that dtype itself."""
 
 
 class _Image(NamedTuple):
@@ -299,7 +300,7 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
     def _image(self, image: Tensor, pe: Tensor, dense: Tensor, *, make: bool) -> _Image | None:
         """What the prompts of an image share: what is kept, or made anew where `make` allows it."""
         weights = kept(
-            list(self.parameters()), (self.operation,), lambda: _multiplied_out(self, self.dtype)
+            list(self.parameters()), (self.operation,), lambda: _multiplied_out(self)
         )
         backend, stages = self._stages(image.device)
         uniform = dense.stride()[2:] == (0, 0)  # No mask: the same everywhere.
@@ -374,7 +375,7 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         )
         tokens = first.norm3(tokens + first.mlp(tokens))
         back = first.cross_attn_image_to_token
-        values0 = _Differences.between(back._heads(back.v_proj(tokens)))
+        values0 = _Differences.between(back._heads(F.linear(tokens, back.v_proj.weight)))
         rows = values0.rows(weights.rows1)
         basis = stages.update_keys(
             _Differences.between(back._heads(back.k_proj(tokens + prompt))).others.mT,
@@ -404,7 +405,7 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         )
         tokens = second.norm3(tokens + second.mlp(tokens))
         back = second.cross_attn_image_to_token
-        values1 = _Differences.between(back._heads(back.v_proj(tokens)))
+        values1 = _Differences.between(back._heads(F.linear(tokens, back.v_proj.weight)))
         keys1 = _Differences.between(back._heads(back.k_proj(tokens + prompt))).others.mT
         rows = torch.cat(
             [values.rows(of) for values, of in zip((values0, values1), weights.rows2, strict=True)],
@@ -504,65 +505,63 @@ def _centred(x: Tensor, dim: int = -1) -> Tensor:
 
 
 @torch.no_grad()
-def _multiplied_out(decoder: Any, dtype: torch.dtype) -> _Weights:
-    wide = None
-    if accumulation_dtype(dtype) != dtype:
-        wide = decoder = _plain_copy(decoder).to(accumulation_dtype(dtype))
-    transformer = decoder.transformer
-    first, second = transformer.layers
-    final = transformer.final_attn_token_to_image
+def _multiplied_out(decoder: MaskDecoder) -> _Weights:
+    stored = decoder.iou_token.weight.dtype
+    dtype = accumulation_dtype(stored)
+    exact: Any = copy.deepcopy(decoder).double()
+    first, second = exact.transformer.layers
+    final = exact.transformer.final_attn_token_to_image
+    to0, back0 = first.cross_attn_token_to_image, first.cross_attn_image_to_token
+    to1, back1 = second.cross_attn_token_to_image, second.cross_attn_image_to_token
+    g0, b0, g1, b1 = first.norm4.weight, first.norm4.bias, second.norm4.weight, second.norm4.bias
+    conv, norm, _, conv2, _ = exact.output_upscaling
     scale = HEAD_DIM**-0.5
 
     def table(attention: Any, constant: Tensor) -> Tensor:
         return _centred(torch.cat([attention.out_proj.weight.mT, constant[None]]))
 
-    to, back = first.cross_attn_token_to_image, first.cross_attn_image_to_token
-    to1, back1 = second.cross_attn_token_to_image, second.cross_attn_image_to_token
-    g0, b0 = first.norm4.weight, first.norm4.bias
-    g1, b1 = second.norm4.weight, second.norm4.bias
-    conv, norm, _, conv2, _ = decoder.output_upscaling
-    middle = conv.weight.shape[1]
-    # Centred, its mean over the channels of a pixel need not be subtracted.
+    # Centred, the mean over the channels of a pixel need not be subtracted.
     upscale = _centred(conv.weight.permute(2, 3, 1, 0), dim=2).flatten(0, 2)  # [4 M, C]
-    offsets = upscale @ b1 + _centred(conv.bias).repeat(4)
-    rows1 = table(back, back.out_proj.bias)
-    rows2 = _centred(rows1 * g0), table(back1, back1.out_proj.bias + b0)
+    rows1 = table(back0, torch.zeros_like(b0))
+    rows2 = _centred(rows1 * g0), table(back1, b0 + back1.out_proj(back1.v_proj.bias))
     maps1 = torch.cat([to1.k_proj.weight, to1.v_proj.weight, back1.q_proj.weight * scale]) * g0
     maps2 = torch.cat([final.k_proj.weight, final.v_proj.weight, upscale]) * g1
+
+    def rounded(x: Tensor) -> Tensor:
+        return x.to(dtype).contiguous()
+
     return _Weights(
-        to_keys0=to.k_proj.weight.detach(),
-        to_values0=to.v_proj.weight.detach(),
-        to_queries0=back.q_proj.weight * scale,
-        query_bias0=back.q_proj.bias * scale,
-        rows1=rows1,
-        rows2=rows2,
-        maps1=maps1,
-        maps2=maps2,
-        mapped1=rows1 @ maps1.mT,
-        mapped2=(rows2[0] @ maps2.mT, rows2[1] @ maps2.mT),
-        query_bias1=back1.q_proj(b0) * scale,
-        value_biases=(to.v_proj.bias.detach(), to1.v_proj(b0), final.v_proj(b1)),
-        to_keys1=to1.k_proj.weight.detach(),
-        to_queries1=back1.q_proj.weight * scale,
-        to_keys2=final.k_proj.weight.detach(),
-        between=g0.detach(),
+        constant=rounded(back0.out_proj(back0.v_proj.bias)),
+        to_keys0=rounded(to0.k_proj.weight),
+        to_values0=rounded(to0.v_proj.weight),
+        to_queries0=rounded(back0.q_proj.weight * scale),
+        query_biases=(rounded(back0.q_proj.bias * scale), rounded(back1.q_proj(b0) * scale)),
+        value_biases=(
+            rounded(to0.v_proj.bias),
+            rounded(to1.v_proj(b0)),
+            rounded(final.v_proj(b1)),
+        ),
+        between=rounded(g0),
+        rows1=rounded(rows1),
+        rows2=(rounded(rows2[0]), rounded(rows2[1])),
+        maps1=rounded(maps1),
+        maps2=rounded(maps2),
+        mapped1=rounded(rows1 @ maps1.mT),
+        mapped2=(rounded(rows2[0] @ maps2.mT), rounded(rows2[1] @ maps2.mT)),
+        to_keys1=rounded(to1.k_proj.weight),
+        to_queries1=rounded(back1.q_proj.weight * scale),
+        to_keys2=rounded(final.k_proj.weight),
         eps=(first.norm4.eps, second.norm4.eps),
         upscaling=Upscaling(
-            offsets,
-            norm.weight.detach(),
-            norm.bias.detach(),
+            rounded(upscale @ b1 + _centred(conv.bias).repeat(4)),
+            rounded(norm.weight),
+            rounded(norm.bias),
             norm.eps,
-            conv2.weight.permute(0, 2, 3, 1).flatten(1, 2).contiguous(),
-            conv2.bias.detach(),
+            rounded(conv2.weight.permute(0, 2, 3, 1).flatten(1, 2)),
+            rounded(conv2.bias),
         ),
-        wide=wide,
+        wide=None if dtype == stored else exact.to(dtype),
     )
-
-
-def _plain_copy(decoder: MaskDecoder) -> MaskDecoder:
-    """A copy of its modules and attributes, without what `fuse()` has added."""
-    copied: MaskDecoder = copy.deepcopy(decoder)
-    return copied
 
 
 def _shared_by_prompts(
@@ -584,12 +583,12 @@ def _shared_by_prompts(
     def norm(base: Tensor, eps: float) -> Norm:
         return Norm(tiled(base), tiled(base.square().sum(0)), eps)
 
-    queries0 = torch.addmm(weights.query_bias0[:, None], weights.to_queries0, e + p)
-    a1 = _centred(e, dim=0)
+    queries0 = torch.addmm(weights.query_biases[0][:, None], weights.to_queries0, e + p)
+    a1 = _centred(e + weights.constant[:, None], dim=0)
     features1, keys1, values1, queries1 = split(
         torch.cat([weights.rows1, weights.maps1]), [inner + 1, inner, inner, inner], a1
     )
-    offsets1 = torch.addmm(weights.query_bias1[:, None], weights.to_queries1, p)
+    offsets1 = torch.addmm(weights.query_biases[1][:, None], weights.to_queries1, p)
     a2 = _centred(weights.between[:, None] * a1, dim=0)
     features2a, features2b, keys2, values2, upscaling = split(
         torch.cat([*weights.rows2, weights.maps2]),

@@ -124,21 +124,43 @@ def test_images_of_other_magnitudes(scale):
     assert_close(ours, decoder(*inputs, True), exactly(decoder, inputs, True))
 
 
-@pytest.mark.parametrize("block", [0, 1])
-def test_a_variance_whose_terms_cancel(block):
-    """What the image attends to takes the image away again: the terms' sum has no digits left."""
+@pytest.mark.parametrize("cancels", ["image", "values", "norm"])
+def test_large_terms_that_cancel(cancels):
+    """An attention's bias takes away what is a thousand times what is left."""
     decoder = plain_decoder()
-    attention = decoder.transformer.layers[block].cross_attn_image_to_token
-    away = torch.randn(256, generator=torch.Generator().manual_seed(1))
+    blocks = decoder.transformer.layers
+    large = 100 * torch.randn(256, generator=torch.Generator().manual_seed(1))
     image, pe, tokens, dense = prompts()
-    if block == 0:
-        image = 0.01 * image + 100 * away.view(1, -1, 1, 1)
-        attention.out_proj.bias.copy_(-100 * away)
-    else:
-        decoder.transformer.layers[0].norm4.bias.copy_(100 * away)
-        decoder.transformer.layers[0].norm4.weight.fill_(0.01)
-        attention.out_proj.bias.copy_(-100 * away)
-    attention.out_proj.weight *= 0.01
+    match cancels:
+        case "image":
+            image = image + large.view(1, -1, 1, 1)
+            blocks[0].cross_attn_image_to_token.out_proj.bias.copy_(-large)
+        case "values":
+            for attention in (block.cross_attn_image_to_token for block in blocks):
+                attention.v_proj.bias.copy_(large[:128])
+                attention.out_proj.bias.copy_(-attention.out_proj.weight @ large[:128])
+        case "norm":
+            blocks[0].norm4.bias.copy_(large)
+            blocks[1].cross_attn_image_to_token.out_proj.bias.copy_(-large)
+    inputs = image, pe, tokens, dense
+    ours = SharedMaskDecoder(copy.deepcopy(decoder), backend="cpu")(*inputs, True)
+    assert_close(ours, decoder(*inputs, True), exactly(decoder, inputs, True))
+
+
+def test_a_variance_whose_terms_cancel():
+    """The tokens take away most of the image: a sum of squares would have few digits left."""
+    decoder = plain_decoder()
+    block = decoder.transformer.layers[0]
+    attention = block.cross_attn_image_to_token
+    image, pe, tokens, dense = prompts()
+    # All tokens have about the same values, and the image about the opposite of what these give.
+    block.norm3.weight *= 0.02
+    block.norm3.bias *= 2500
+    attention.v_proj.weight *= 50
+    attention.v_proj.bias.zero_()
+    attention.out_proj.bias.zero_()
+    away = attention.out_proj(attention.v_proj(block.norm3.bias))
+    image = 0.02 * away.std() * image - dense[:1] - away.view(1, -1, 1, 1)
     inputs = image, pe, tokens, dense
     ours = SharedMaskDecoder(copy.deepcopy(decoder), backend="cpu")(*inputs, True)
     assert_close(ours, decoder(*inputs, True), exactly(decoder, inputs, True))
