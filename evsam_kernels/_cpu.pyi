@@ -196,9 +196,7 @@ def update_keys(
     scales: npt.NDArray[np.float32] | None,
     basis: npt.NDArray[np.float32] | None,
     row_tokens: npt.NDArray[np.float32] | None,
-    updates: list[
-        tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
-    ],
+    updates: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]],
     square: npt.NDArray[np.float32],
     base: npt.NDArray[np.float32],
     rows: npt.NDArray[np.float32],

@@ -97,9 +97,9 @@ def fuse(
 
     Blocks are recognised by class name and attributes, not by base class, so that models written
     by others with the structure of the `efficientvit` package are fused too: ConvLayer, DSConv,
-    MBConv, FusedMBConv, ResBlock, LiteMLA, LayerNorm2d, ResidualBlock round any of these, SamNeck and
-    MaskDecoder. BatchNorm is folded in float64. Modules that are not recognised keep their class,
-    dtype and behaviour; where `dtype` differs from theirs, what reaches them is converted.
+    MBConv, FusedMBConv, ResBlock, LiteMLA, LayerNorm2d, ResidualBlock round any of these, SamNeck
+    and MaskDecoder. BatchNorm is folded in float64. Modules that are not recognised keep their
+    class, dtype and behaviour; where `dtype` differs from theirs, what reaches them is converted.
 
     Args:
         module: a model or block in eval mode.

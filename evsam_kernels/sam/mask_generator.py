@@ -217,8 +217,8 @@ class EfficientViTSamAutomaticMaskGenerator:
         ious, origins = ious[kept].float().cpu(), origins[kept.nonzero()[:, 0].cpu()]
         return _Candidates.join(
             [
-                self._measure(*chunk, crop, im_size)
-                for chunk in zip(
+                self._measure(some, some_ious, some_origins, crop, im_size)
+                for some, some_ious, some_origins in zip(
                     *(x.split(self.points_per_batch) for x in (low_res, ious, origins)),
                     strict=True,
                 )

@@ -1,32 +1,34 @@
 """SAM's mask decoder for many prompts of one image: what they share is computed once.
 
 The algebra is exact; only rounding differs. N positions, C channels, h heads of d, T tokens; J
-subtracts the mean over the channels; Wo, bo are an attention's output projection, g, b a LayerNorm's
-weight and bias, PE the positional encoding. E `[N, C]`, the image with a dense map that all prompts
-share, is the keys before the first block.
+subtracts the mean over the channels; Wo, bo are an attention's output projection, g, b a
+LayerNorm's weight and bias, PE the positional encoding. E `[N, C]`, the image with a dense map that
+all prompts share, is the keys before the first block.
 
-1. In a block the image attends to the tokens: softmax weights P `[N, h T]` times values v, projected.
-   The weights of a head sum to 1, so that the last token's can be left out: with values less that
-   token's, P has h (T - 1) columns, and what the last token adds is the same everywhere. Before the
-   LayerNorm the keys are, centred,
+1. In a block the image attends to the tokens: softmax weights P `[N, h T]` times values v,
+   projected. The weights of a head sum to 1, so that the last token's can be left out: with values
+   less that token's, P has h (T - 1) columns, and what the last token adds is the same everywhere.
+   Before the LayerNorm the keys are, centred,
 
        z1 = A1 + [P0, 1] R1,   A1 = (E + bo0) J,   R1 = [v0_h Wo0_h; v0_last Wo0] J.
 
-   What the values' bias gives is the same everywhere too and is left to bo0: it may be large and bo0
-   may take it away again. A softmax over tokens does not change when one's scores are subtracted.
+   What the values' bias gives is the same everywhere too and is left to bo0: it may be large and
+   bo0 may take it away again. A softmax over tokens does not change when one's scores are
+   subtracted.
 2. LayerNorm divides by the deviation: with r = 1 / sqrt(var + eps), keys1 = r z1 g + b, and
-   `C var = |A1|^2 + 2 X A1.R1 + X (R1 R1^T) X^T`, X = [P0, 1]. R1 is the values times a matrix, and so
-   A1.R1 is the values times what is computed once. Where these terms cancel, z1 itself is computed.
+   `C var = |A1|^2 + 2 X A1.R1 + X (R1 R1^T) X^T`, X = [P0, 1]. R1 is the values times a matrix, and
+   so A1.R1 is the values times what is computed once. Where these terms cancel, z1 itself is
+   computed.
 3. A linear map M of keys1 is `r (A1 g M) + (r X) (R1 g M) + b M`. A1 g M is shared; R1 g M is the
-   values times a small matrix. So are the scores of the next attentions computed, and its output, as
-   the sum over positions commutes with M. What is the same at every position drops out of a softmax
-   over positions.
+   values times a small matrix. So are the scores of the next attentions computed, and its output,
+   as the sum over positions commutes with M. What is the same at every position drops out of a
+   softmax over positions.
 4. The second block: with A2 = A1 g J,
 
        z2 = r A2 + [r X, P1, 1] [R1 g J; v1_h Wo1_h J; (v1_last Wo1 + bo1 + b) J],
 
-   which has the form of z1 again: a scale times a shared base, and a basis `[N, 2 h (T - 1) + 2]` times
-   a few rows. The last attention and the first transposed convolution are linear maps of it.
+   which has the form of z1 again: a scale times a shared base, and a basis `[N, 2 h (T - 1) + 2]`
+   times a few rows. The last attention and the first transposed convolution are linear maps of it.
 5. The tokens whose output is used are those of the quality and of the masks that are returned, and
    the quality is known before any mask is upscaled.
 """
@@ -68,8 +70,8 @@ HEAD_DIM = 16
 class _Weights(NamedTuple):
     """The decoder's weights, multiplied out.
 
-    A table `[h d + 1, M]` has a row for each channel of a head's values and one that is added to what
-    the last token gives. What makes queries is divided by sqrt(d).
+    A table `[h d + 1, M]` has a row for each channel of a head's values and one that is added to
+    what the last token gives. What makes queries is divided by sqrt(d).
     """
 
     constant: Tensor  # [C], added to E
@@ -137,7 +139,8 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
 
     Prompts with dense maps of their own (masks), of more than 12 points or on several images, those
     that need gradients, and those where no kernel runs and none was asked for, take the plain path.
-    So does a single prompt on an image that was not set.
+    So does a single prompt on an image that was not set. `torch.compile` has a break in its graph
+    at the shared path.
 
     Args:
         decoder: whose modules it takes over; depth 2.
@@ -222,8 +225,8 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         """As `forward`, but only masks whose predicted IoU exceeds a threshold are upscaled.
 
         Returns:
-            Mask logits `[K, 4 h, 4 w]` of those, prompt by prompt, and predicted IoU `[B, M]` of all,
-            the one compared with the threshold.
+            Mask logits `[K, 4 h, 4 w]` of those, prompt by prompt, and predicted IoU `[B, M]` of
+            all, the one compared with the threshold.
         """
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         inputs = (
@@ -252,6 +255,7 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         masks, iou = MaskDecoder.predict_masks(self, image, pe, sparse, dense)
         return masks[:, chosen.start : chosen.stop], iou[:, chosen.start : chosen.stop]
 
+    @torch.compiler.disable  # What is kept with an image is no matter for a graph.
     def _shared(
         self,
         image: Tensor,
@@ -299,9 +303,7 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
 
     def _image(self, image: Tensor, pe: Tensor, dense: Tensor, *, make: bool) -> _Image | None:
         """What the prompts of an image share: what is kept, or made anew where `make` allows it."""
-        weights = kept(
-            list(self.parameters()), (self.operation,), lambda: _multiplied_out(self)
-        )
+        weights = kept(list(self.parameters()), (self.operation,), lambda: _multiplied_out(self))
         backend, stages = self._stages(image.device)
         uniform = dense.stride()[2:] == (0, 0)  # No mask: the same everywhere.
         asked = _Described(

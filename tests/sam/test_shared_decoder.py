@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib.resources
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import evsam_kernels as ek
 from evsam_kernels.backends import build_info
@@ -17,7 +20,9 @@ from evsam_kernels.numerics.budget import budget, measure
 from evsam_kernels.ops.shared_mask_decoder import cpu
 from evsam_kernels.sam import shared_decoder
 from evsam_kernels.sam.mask_decoder import MaskDecoder, TwoWayTransformer
+from evsam_kernels.sam.masks import rle_to_mask
 from evsam_kernels.sam.shared_decoder import SharedMaskDecoder
+from evsam_kernels.sam.synthetic import load_synthetic_weights
 
 _cpu = pytest.importorskip("evsam_kernels._cpu", reason=str(build_info.read()))
 
@@ -33,8 +38,11 @@ def plain_decoder(seed: int = 0) -> MaskDecoder:
     return decoder
 
 
-def prompts(points=2, batch=3, size=(9, 11), dtype=torch.float32, scale=1.0, seed=0):
-    """Image, encoding, tokens and the dense map of prompts without a mask."""
+def prompts(points=2, batch=20, size=(9, 11), dtype=torch.float32, scale=1.0, seed=0):
+    """Image, encoding, tokens and the dense map of prompts without a mask.
+
+    So many that the errors of a few numbers do not decide.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -86,12 +94,12 @@ def test_the_algebra_is_exact(points, multimask):
     decoder = plain_decoder(points).double()
     inputs = prompts(points, batch=18, size=(5, 6), dtype=torch.float64)
     shared = SharedMaskDecoder(copy.deepcopy(decoder), backend="reference")
-    for ours, want in zip(
-        shared(*inputs, multimask), decoder(*inputs, multimask), strict=True
-    ):
+    for ours, want in zip(shared(*inputs, multimask), decoder(*inputs, multimask), strict=True):
         assert want.norm() > 0
         assert (ours - want).norm() / want.norm() < 1e-12
-    for ours, want in zip(shared.predict_masks(*inputs), decoder.predict_masks(*inputs), strict=True):
+    for ours, want in zip(
+        shared.predict_masks(*inputs), decoder.predict_masks(*inputs), strict=True
+    ):
         assert ours.shape == want.shape
         assert (ours - want).norm() / want.norm() < 1e-12
 
@@ -176,7 +184,7 @@ def test_only_masks_above_the_threshold_are_upscaled():
                 "sparse_prompt_embeddings",
                 "dense_prompt_embeddings",
             ),
-            prompts(batch=20),
+            prompts(),
             strict=True,
         ),
         multimask_output=True,
@@ -198,7 +206,7 @@ def test_other_prompts_take_the_plain_path(made):
     plain = plain_decoder()
     shared = SharedMaskDecoder(copy.deepcopy(plain))
     image, pe, tokens, dense = prompts()
-    several = image.expand(3, -1, -1, -1)
+    several = image.expand(len(tokens), -1, -1, -1)
     many = torch.cat([tokens] * 7, dim=1)
     for inputs in [
         (image, pe, tokens, dense.contiguous()),  # Masks of their own.
@@ -231,8 +239,13 @@ def test_what_prompts_share_is_kept_with_the_image(made):
     image, pe, tokens, dense = prompts()
     decoder.set_image(image, pe, dense)
     for count in (1, 3):
-        decoder(image, pe.clone(), tokens[:count], dense[:count].clone()[:, :, :1, :1].expand(
-            count, -1, 9, 11), True)
+        decoder(
+            image,
+            pe.clone(),
+            tokens[:count],
+            dense[:count].clone()[:, :, :1, :1].expand(count, -1, 9, 11),
+            True,
+        )
     assert len(made) == 1
     batch = torch.cat([image, 2 * image])
     for index in (0, 1, 0, 1):
@@ -259,7 +272,7 @@ def test_what_prompts_share_is_never_stale(change, made):
                 pe *= 1.5
             case "dense":
                 dense = 1.5 * dense[:, :, :1, :1]
-                dense = dense[:1].expand(3, -1, 9, 11)
+                dense = dense[:1].expand(20, -1, 9, 11)
             case "weight":
                 weight *= 1.5
                 plain.transformer.layers[1].norm4.weight *= 1.5
@@ -272,7 +285,7 @@ def test_what_prompts_share_is_never_stale(change, made):
 
 def test_what_prompts_share_goes_with_the_image():
     decoder = SharedMaskDecoder(plain_decoder())
-    image, pe, tokens, dense = prompts()
+    image, pe, _, dense = prompts()
     decoder.set_image(image, pe, dense)
     state = decoder._image(image, pe, dense[:1], make=False)
     gone = weakref.ref(state.upscaling)
@@ -355,3 +368,71 @@ def test_backends_that_are_not_there_are_refused():
     decoder = SharedMaskDecoder(plain_decoder(), backend="triton")
     with pytest.raises(ek.BackendUnavailableError, match="triton"):
         decoder(*prompts(), True)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A model, and the same with nothing but its decoder swapped."""
+    model = ek.create_efficientvit_sam_model("efficientvit-sam-l0", pretrained=False)
+    load_synthetic_weights(model)
+    swapped = copy.copy(model)
+    swapped._modules = {**model._modules, "mask_decoder": SharedMaskDecoder(model.mask_decoder)}
+    return model, swapped
+
+
+def images():
+    random = np.random.RandomState(0).randint(0, 256, (90, 120, 3)).astype(np.uint8)
+    photograph = importlib.resources.files("evsam_kernels.cli") / "photograph" / "coffee.jpg"
+    with photograph.open("rb") as file:
+        return {"random": random, "photograph": np.array(Image.open(file))}
+
+
+def test_the_predictor_shares_from_the_first_prompt_on(models, made):
+    plain, shared = map(ek.EfficientViTSamPredictor, models)
+    image = images()["random"]
+    point = {"point_coords": [[30, 40]], "point_labels": [1]}
+    plain.set_image(image)
+    for inference in (False, True):
+        made.clear()
+        with torch.inference_mode(inference):
+            shared.set_image(image)
+            assert len(made) == 1
+            masks, scores, logits = shared.predict(**point)
+            again = shared.predict(**point, mask_input=logits[:1])
+            box = shared.predict(box=[10, 20, 90, 80], multimask_output=False)
+        assert len(made) == 1
+        expected = plain.predict(**point)
+        for ours, theirs in [
+            ((scores, logits), expected[1:]),
+            (again[1:], plain.predict(**point, mask_input=logits[:1])[1:]),
+            (box[1:], plain.predict(box=[10, 20, 90, 80], multimask_output=False)[1:]),
+        ]:
+            for mine, want in zip(ours, theirs, strict=True):
+                assert np.linalg.norm(mine - want) <= 1e-4 * np.linalg.norm(want)
+        assert (masks != expected[0]).mean() <= 1e-4
+    shared.reset_image()
+    gc.collect()
+    assert not shared_decoder._images
+
+
+@pytest.mark.parametrize("name", ["random", "photograph"])
+def test_everything_is_the_same(models, name):
+    found = []
+    for model in models:
+        generator = ek.EfficientViTSamAutomaticMaskGenerator(
+            model,
+            points_per_side=5,
+            points_per_batch=10,
+            pred_iou_thresh=0.2,
+            stability_score_thresh=0,
+            box_nms_thresh=1.0,
+            output_mode="uncompressed_rle",
+        )
+        masks = generator.generate(images()[name])
+        found.append(sorted(masks, key=lambda mask: (mask["point_coords"], mask["predicted_iou"])))
+    assert 5 < len(found[0]) < 60
+    for ours, theirs in zip(*found, strict=True):
+        assert ours["point_coords"] == theirs["point_coords"]
+        assert ours["predicted_iou"] == pytest.approx(theirs["predicted_iou"], rel=1e-4)
+        differ = rle_to_mask(ours["segmentation"]) != rle_to_mask(theirs["segmentation"])
+        assert differ.mean() <= 1e-4

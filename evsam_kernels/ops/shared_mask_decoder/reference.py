@@ -1,8 +1,8 @@
 """The formulas of the stages, in plain torch.
 
 The keys of the image, N positions, are `scales * base + vectors^T rows`, position by position: the
-base is shared by all prompts, and each prompt has scales, vectors and rows of its own. Positions lie
-in tiles of P; the formulas take a single tile of all of them.
+base is shared by all prompts, and each prompt has scales, vectors and rows of its own. Positions
+lie in tiles of P; the formulas take a single tile of all of them.
 
 B is the number of prompts, T that of tokens, R that of the vectors; h heads of d channels.
 """
@@ -59,9 +59,9 @@ class Norm(NamedTuple):
 class Upscaling(NamedTuple):
     """Weights of the upscaling.
 
-    `offsets` `[4 M]` are those of the first convolution, less their mean over the M channels of each
-    of its 4 pixels; `norm_weight`, `norm_bias` `[M]`, `eps`; `weight` `[M, 4, K]` and `bias` `[K]`
-    are the second convolution's.
+    `offsets` `[4 M]` are those of the first convolution, less their mean over the M channels of
+    each of its 4 pixels; `norm_weight`, `norm_bias` `[M]`, `eps`; `weight` `[M, 4, K]` and `bias`
+    `[K]` are the second convolution's.
     """
 
     offsets: Tensor
@@ -118,9 +118,9 @@ def update_keys(
 ) -> Basis:
     """The image attends to tokens, and LayerNorm without its weights: the basis after a block.
 
-    With w the softmax over tokens, its last weight left out, the new vectors are those there were, w
-    and 1, R' in all. They and the scales are divided by the standard deviation of what they describe,
-    which kernels compute from `values` and `gram`, and this formula from its definition.
+    With w the softmax over tokens, its last weight left out, the new vectors are those there were,
+    w and 1, R' in all. They and the scales are divided by the standard deviation of what they
+    describe, which kernels compute from `values` and `gram`, and this formula from its definition.
     """
     scores = tokens.mT @ _mapped(queries, basis).unflatten(1, (tokens.shape[1], -1))
     if basis is not None and row_tokens is not None:
@@ -130,7 +130,9 @@ def update_keys(
     if basis is not None:
         parts.insert(0, basis.vectors[:, 0])
     vectors = torch.cat(parts, dim=1)  # [B, R', N]
-    scales = vectors.new_ones(len(vectors), vectors.shape[2]) if basis is None else basis.scales[:, 0]
+    scales = (
+        vectors.new_ones(len(vectors), vectors.shape[2]) if basis is None else basis.scales[:, 0]
+    )
     keys = scales[:, None] * norm.base + rows.mT @ vectors
     by = (keys.square().mean(1) + norm.eps).rsqrt()
     return Basis((vectors * by[:, None])[:, None], (scales * by)[:, None])
