@@ -405,24 +405,24 @@ def _fold_mask_decoder(fuser: _Fuser, block: nn.Module, path: str) -> FoldedBloc
         SharedMaskDecoder.operation, fuser.backend, dtype
     ):
         raise _NotFoldable(f"backend {fuser.backend!r} has no kernel for it at {dtype}")
-    with torch.device("meta"):
-        decoder = MaskDecoder(
-            transformer_dim=channels,
-            transformer=TwoWayTransformer(
-                len(layers), channels, heads, layers[0].mlp.lin1.out_features, channels // inner
-            ),
-            num_multimask_outputs=len(weight) - 1,
-            iou_head_depth=len(iou_head.layers),
-            iou_head_hidden_dim=iou_head.layers[0].out_features,
-        )
     with torch.inference_mode(False):
         state = {
             key: tensor.detach().to(dtype, copy=True) for key, tensor in block.state_dict().items()
         }
-    try:
-        decoder.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise _NotFoldable("its weights are not those of SAM's mask decoder") from error
+        with torch.device("meta"):
+            decoder = MaskDecoder(
+                transformer_dim=channels,
+                transformer=TwoWayTransformer(
+                    len(layers), channels, heads, layers[0].mlp.lin1.out_features, channels // inner
+                ),
+                num_multimask_outputs=len(weight) - 1,
+                iou_head_depth=len(iou_head.layers),
+                iou_head_hidden_dim=iou_head.layers[0].out_features,
+            )
+        try:
+            decoder.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise _NotFoldable("its weights are not those of SAM's mask decoder") from error
     for name, module in block.named_modules():
         if hasattr(module, "eps"):
             decoder.get_submodule(name).eps = module.eps
