@@ -1,8 +1,8 @@
 """One contestant in a process of its own, and the handle by which the benchmark drives it.
 
 The process reads a JSON object a line and answers each with another: `{"do": "prepare", "task":
-FILE}`, `{"do": "output", "to": FILE}`, `{"do": "turn"}`, `{"do": "memory"}`. It computes only when asked and ends when
-its input does.
+FILE}`, `{"do": "output", "to": FILE}`, `{"do": "turn"}`, `{"do": "memory"}`. It computes only when
+asked and ends when its input does.
 """
 
 from __future__ import annotations
