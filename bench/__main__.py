@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench import encoder
+from bench import decoder, encoder, everything
 from evsam_kernels.cli.errors import CommandError
 
 
@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m bench", description="Benchmarks of evsam-kernels, run from a checkout."
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    encoder.add_parser(subparsers)
+    for command in (encoder, decoder, everything):
+        command.add_parser(subparsers)
     arguments = parser.parse_args(argv)
     try:
         status: int = arguments.run(arguments)

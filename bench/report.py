@@ -56,6 +56,49 @@ def contestants_table(result: Result) -> Table:
     return table
 
 
+def prompts_table(result: Result) -> Table:
+    """A line per contestant, with the time of a prompt and the memory."""
+    table = _table(
+        *("contestant", "ms per prompt", "quartiles ms", "/ ours", "preempted", "peak MB", "error"),
+        last="configuration",
+    )
+    prompts = result["settings"]["prompts"]
+    ours = result["contestants"][OURS]["median_ms"]
+    for name, outcome in result["contestants"].items():
+        taken = outcome["peak_bytes"]
+        table.add_row(
+            name,
+            _number(_ratio(outcome["median_ms"], prompts)),
+            _quartiles([sample / prompts for sample in outcome["samples_ms"]]),
+            _number(_ratio(outcome["median_ms"], ours)),
+            f"{100 * outcome['preempted']:.0f} %" if outcome["samples_ms"] else "",
+            "" if taken is None else f"{taken / 1e6:.0f}",
+            "" if outcome["error"] is None else f"{outcome['error']:.2e}",
+            outcome["failure"] or outcome["configuration"],
+        )
+    return table
+
+
+def prompts_verdict(result: Result) -> list[str]:
+    """A line per question: ours against the plain decoder at its best, and at the most at once."""
+    contestants = result["contestants"]
+    ours = contestants[OURS]
+    if ours["failure"]:
+        return [f"No times are reported, as ours failed: {ours['failure']}"]
+    timed = {
+        name: outcome["median_ms"]
+        for name, outcome in contestants.items()
+        if name.startswith("plain") and outcome["median_ms"] is not None
+    }
+    best = min(timed, key=timed.__getitem__)
+    *_, most = timed
+    return [
+        f"{name}{remark}: ours is {timed[name] / ours['median_ms']:.2f} times as fast, at "
+        f"{ours['peak_bytes'] / contestants[name]['peak_bytes']:.2f} times the memory"
+        for name, remark in ((best, ", the best"), (most, ", the most at once"))
+    ]
+
+
 def verdict(result: Result) -> str:
     """One line: ours against the best peer."""
     if failure := result["contestants"][OURS]["failure"]:

@@ -1,8 +1,8 @@
 """One contestant in a process of its own, and the handle by which the benchmark drives it.
 
 The process reads a JSON object a line and answers each with another: `{"do": "prepare", "task":
-FILE}`, `{"do": "output", "to": FILE}`, `{"do": "turn"}`. It computes only when asked and ends when
-its input does.
+FILE}`, `{"do": "output", "to": FILE}`, `{"do": "turn"}`, `{"do": "memory"}`. It computes only when
+asked and ends when its input does.
 """
 
 from __future__ import annotations
@@ -75,14 +75,20 @@ class Worker:
         name: a key of `CONTESTANTS`.
         cores: numbers of the cores it may run on, with one thread each.
         isa: a key of `ISA_ENVIRONMENTS`.
+        prompts: whether the name is a key of `DECODERS` instead.
     """
 
-    def __init__(self, name: str, cores: tuple[int, ...], isa: str) -> None:
+    def __init__(
+        self, name: str, cores: tuple[int, ...], isa: str, *, prompts: bool = False
+    ) -> None:
         self._name = name
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", name, *map(str, cores)],
+            [
+                *(sys.executable, "-m", "bench.worker"),
+                *("prompts" if prompts else "encoder", name, *map(str, cores)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -119,6 +125,11 @@ class Worker:
         """A few runs in a row, after some that are not counted."""
         return [Run(*run) for run in self._ask(do="turn")["runs"]]
 
+    def memory(self) -> int:
+        """The most memory, in bytes, that the process has had since the task was loaded."""
+        taken: int = self._ask(do="memory")["bytes"]
+        return taken
+
     def close(self) -> None:
         """End the process."""
         self._process.communicate()
@@ -147,19 +158,24 @@ class Worker:
 class _Server:
     """The process's side; every method answers one request."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, task: str, name: str) -> None:
+        self._task = task
         self._name = name
         self._compute: Callable[[], Tensor]
+        self._resident = 0
 
     def prepare(self, task: str) -> dict[str, Any]:
         import torch
 
         from bench.contestants import CONTESTANTS
+        from bench.prompts import DECODERS
 
+        contestants = DECODERS if self._task == "prompts" else CONTESTANTS
         self._compute = lambda: torch.empty(0)  # Lets go of the task before.
         gc.collect()
-        contestant = CONTESTANTS[self._name]
-        candidates = list(contestant.candidates(torch.load(task, weights_only=False)))
+        loaded = torch.load(task, weights_only=False)
+        self._resident = _memory("VmRSS")
+        candidates = list(contestants[self._name].candidates(loaded))
         seconds = [_fastest_run(compute) for _, compute in candidates]
         configuration, self._compute = candidates[seconds.index(min(seconds))]
         return {"configuration": configuration}
@@ -173,6 +189,15 @@ class _Server:
     def turn(self) -> dict[str, Any]:
         list(_timed(self._compute, 1, _SECONDS_TO_WARM_UP))
         return {"runs": list(_timed(self._compute, _RUNS, _SECONDS_A_TURN))}
+
+    def memory(self) -> dict[str, Any]:
+        return {"bytes": _memory("VmHWM") - self._resident}
+
+
+def _memory(field: str) -> int:
+    """Bytes that the process has in memory (VmRSS), or has had at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def _timed(compute: Callable[[], object], runs: int, seconds: float) -> Iterator[Run]:
@@ -197,7 +222,7 @@ def _fastest_run(compute: Callable[[], object]) -> float:
     return min(run.seconds for run in _timed(compute, _RUNS, _SECONDS_A_TRIAL))
 
 
-def _serve(name: str, *cores: str) -> None:
+def _serve(task: str, name: str, *cores: str) -> None:
     os.sched_setaffinity(0, list(map(int, cores)))
     # Answers have stdout to themselves; what a library prints there goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
@@ -205,7 +230,7 @@ def _serve(name: str, *cores: str) -> None:
     import torch
 
     torch.set_num_threads(len(cores))
-    server = _Server(name)
+    server = _Server(task, name)
     with torch.inference_mode():
         for line in sys.stdin:
             request = json.loads(line)

@@ -22,7 +22,9 @@ from evsam_kernels.nn.folded import (
     FoldedNeck,
 )
 from evsam_kernels.ops.checks import FLOATING_DTYPES
-from evsam_kernels.ops.registry import chosen_backend
+from evsam_kernels.ops.registry import chosen_backend, has_kernel
+from evsam_kernels.sam.mask_decoder import MaskDecoder, TwoWayTransformer
+from evsam_kernels.sam.shared_decoder import HEAD_DIM, SharedMaskDecoder
 
 __all__ = ["FusionReport", "LeftBlock", "SwappedBlock", "fuse"]
 
@@ -95,9 +97,9 @@ def fuse(
 
     Blocks are recognised by class name and attributes, not by base class, so that models written
     by others with the structure of the `efficientvit` package are fused too: ConvLayer, DSConv,
-    MBConv, FusedMBConv, ResBlock, LiteMLA, LayerNorm2d, ResidualBlock round any of these, SamNeck.
-    BatchNorm is folded in float64. Modules that are not recognised keep their class, dtype and
-    behaviour; where `dtype` differs from theirs, what reaches them is converted.
+    MBConv, FusedMBConv, ResBlock, LiteMLA, LayerNorm2d, ResidualBlock round any of these, SamNeck
+    and MaskDecoder. BatchNorm is folded in float64. Modules that are not recognised keep their
+    class, dtype and behaviour; where `dtype` differs from theirs, what reaches them is converted.
 
     Args:
         module: a model or block in eval mode.
@@ -380,6 +382,68 @@ def _fold_neck(fuser: _Fuser, block: nn.Module, path: str) -> FoldedBlock:
     )
 
 
+def _fold_mask_decoder(fuser: _Fuser, block: nn.Module, path: str) -> FoldedBlock:
+    transformer, iou_head, upscaling, mask_tokens = _attributes(
+        block, "transformer", "iou_prediction_head", "output_upscaling", "mask_tokens"
+    )
+    layers, final = _attributes(transformer, "layers", "final_attn_token_to_image")
+    (heads,) = _attributes(final, "num_heads")
+    if [getattr(layer, "skip_first_layer_pe", None) for layer in layers] != [True, False]:
+        raise _NotFoldable("its transformer is not SAM's two blocks")
+    for mlp in (layer.mlp for layer in layers):
+        if not isinstance(getattr(mlp, "act", nn.ReLU()), nn.ReLU):
+            raise _NotFoldable(f"its transformer's activation is {mlp.act}")
+    if getattr(iou_head, "sigmoid_output", False):
+        raise _NotFoldable("its predicted IoU goes through a sigmoid")
+    _refuse_other_upscaling(upscaling)
+    channels, inner = final.out_proj.weight.shape
+    if inner != heads * HEAD_DIM:
+        raise _NotFoldable(f"its heads are not of {HEAD_DIM} channels")
+    weight = mask_tokens.weight
+    dtype = fuser.dtype or weight.dtype
+    if fuser.backend != "auto" and not has_kernel(
+        SharedMaskDecoder.operation, fuser.backend, dtype
+    ):
+        raise _NotFoldable(f"backend {fuser.backend!r} has no kernel for it at {dtype}")
+    with torch.inference_mode(False):
+        state = {
+            key: tensor.detach().to(dtype, copy=True) for key, tensor in block.state_dict().items()
+        }
+        with torch.device("meta"):
+            decoder = MaskDecoder(
+                transformer_dim=channels,
+                transformer=TwoWayTransformer(
+                    len(layers), channels, heads, layers[0].mlp.lin1.out_features, channels // inner
+                ),
+                num_multimask_outputs=len(weight) - 1,
+                iou_head_depth=len(iou_head.layers),
+                iou_head_hidden_dim=iou_head.layers[0].out_features,
+            )
+        try:
+            decoder.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise _NotFoldable("its weights are not those of SAM's mask decoder") from error
+    for name, module in block.named_modules():
+        if hasattr(module, "eps"):
+            decoder.get_submodule(name).eps = module.eps
+    return SharedMaskDecoder(decoder, backend=fuser.backend)
+
+
+def _refuse_other_upscaling(upscaling: nn.Module) -> None:
+    """Refuse what is not a transposed convolution, LayerNorm, GELU, another and GELU."""
+    steps = list(upscaling.children())
+    names = [type(step).__name__ for step in steps]
+    if names != ["ConvTranspose2d", "LayerNorm2d", "GELU", "ConvTranspose2d", "GELU"]:
+        raise _NotFoldable(f"its upscaling is made of {', '.join(names)}")
+    for conv in (steps[0], steps[3]):
+        geometry = conv.kernel_size, conv.stride, conv.padding, conv.output_padding, conv.groups
+        if geometry != ((2, 2), (2, 2), (0, 0), (0, 0), 1) or conv.bias is None:
+            raise _NotFoldable(f"its upscaling has a {conv}")
+    for gelu in (steps[2], steps[4]):
+        if gelu.approximate != "none":
+            raise _NotFoldable(f"its upscaling has a {gelu}")
+
+
 def _without_residual(
     fold: Callable[[_Fuser, nn.Module, str, bool], FoldedBlock],
 ) -> Callable[[_Fuser, nn.Module, str], FoldedBlock]:
@@ -391,6 +455,7 @@ _FOLDS: dict[str, Callable[[_Fuser, nn.Module, str], FoldedBlock]] = {
     "ResidualBlock": _fold_residual_block,
     "LayerNorm2d": _fold_layer_norm_2d,
     "SamNeck": _fold_neck,
+    "MaskDecoder": _fold_mask_decoder,
 }
 """How to fold a block, by the name of its class."""
 

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "evsam/attend_keys.h"
 #include "evsam/conv_act.h"
 #include "evsam/fused_mbconv.h"
 #include "evsam/isa.h"
@@ -20,7 +21,9 @@
 #include "evsam/measure_masks.h"
 #include "evsam/multi_scale_attention.h"
 #include "evsam/relu_linear_attention.h"
+#include "evsam/update_keys.h"
 #include "evsam/upsample_add.h"
+#include "evsam/upscale_masks.h"
 #include "packed.h"
 
 namespace py = pybind11;
@@ -427,6 +430,164 @@ py::tuple measure_masks(const Array<float>& logits, const Array<std::int32_t>& r
   return py::make_tuple(counts, boxes, doubtful);
 }
 
+// The elements of an array, whose shape must be as given.
+template <class T>
+T* elements(const char* name, const Array<T>& array, const std::vector<std::int64_t>& shape) {
+  bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  for (std::size_t axis = 0; fits && axis < shape.size(); ++axis)
+    fits = array.shape(static_cast<py::ssize_t>(axis)) == shape[axis];
+  std::string wanted;
+  for (const std::int64_t size : shape) wanted += (wanted.empty() ? "" : ", ") + std::to_string(size);
+  check(fits, std::string(name) + " must have shape [" + wanted + "]");
+  return const_cast<T*>(array.data());
+}
+
+template <class T>
+T* elements(const char* name, const std::optional<Array<T>>& array,
+            const std::vector<std::int64_t>& shape) {
+  return array.has_value() ? elements(name, *array, shape) : nullptr;
+}
+
+using Optional = std::optional<Array<float>>;
+constexpr std::int64_t tile_positions = 64;
+
+py::tuple attend_keys(const Array<float>& queries, const Array<float>& keys,
+                      const Array<float>& values, const Optional& offsets, const Optional& scales,
+                      const Optional& basis, const Optional& row_queries, std::int64_t positions,
+                      int num_threads) {
+  check(queries.ndim() == 4, "queries must have four axes");
+  check_at_least("positions", positions, 1);
+  check_at_least("num_threads", num_threads, 1);
+  const bool first = !basis.has_value();
+  check(first || basis->ndim() == 4, "basis must have four axes");
+  for (const Optional* other : {&offsets, &scales, &row_queries})
+    check(other->has_value() != first, "offsets, scales, basis and row_queries go together");
+  evsam::AttendKeysArgs args{};
+  args.batch = queries.shape(0), args.heads = queries.shape(1);
+  args.head_dim = queries.shape(2), args.tokens = queries.shape(3);
+  args.rank = first ? 0 : basis->shape(2);
+  check(args.head_dim % 16 == 0, "head_dim must be a multiple of 16");
+  args.positions = positions;
+  args.num_threads = num_threads;
+  const std::int64_t tiles = (positions - 1) / tile_positions + 1;
+  const std::int64_t inner = args.heads * args.head_dim;
+  args.queries = queries.data();
+  args.keys = elements("keys", keys, {tiles, inner, tile_positions});
+  args.values = elements("values", values, {tiles * tile_positions, inner});
+  args.offsets = elements("offsets", offsets, {tiles, inner, tile_positions});
+  args.scales = elements("scales", scales, {args.batch, tiles, tile_positions});
+  args.basis = elements("basis", basis, {args.batch, tiles, args.rank, tile_positions});
+  args.row_queries =
+      elements("row_queries", row_queries, {args.batch, args.heads, args.rank, args.tokens});
+  Array<float> shared({args.batch, args.heads, args.tokens, args.head_dim});
+  Array<float> of_basis({args.batch, args.heads, args.tokens, args.rank});
+  args.shared = shared.mutable_data();
+  args.of_basis = of_basis.mutable_data();
+  {
+    const py::gil_scoped_release without_gil;
+    evsam::attend_keys(args);
+  }
+  return py::make_tuple(shared, of_basis);
+}
+
+using Update = std::tuple<Array<float>, Array<float>, Array<float>>;
+
+py::tuple update_keys(const Array<float>& tokens, const Array<float>& queries,
+                      const Optional& offsets, const Optional& scales, const Optional& basis,
+                      const Optional& row_tokens, const std::vector<Update>& updates,
+                      const Array<float>& square, const Array<float>& base,
+                      const Array<float>& rows, const Array<float>& gram, double eps,
+                      int num_threads) {
+  check(tokens.ndim() == 4, "tokens must have four axes");
+  check(base.ndim() == 3, "base must have three axes");
+  check_at_least("updates", static_cast<std::int64_t>(updates.size()), 1);
+  check_at_least("num_threads", num_threads, 1);
+  for (const Optional* other : {&offsets, &scales, &basis, &row_tokens})
+    check(other->has_value() == (updates.size() > 1),
+          "offsets, scales, basis and row_tokens belong to all blocks but the first");
+  evsam::UpdateKeysArgs args{};
+  args.batch = tokens.shape(0), args.heads = tokens.shape(1);
+  args.head_dim = tokens.shape(2), args.others = tokens.shape(3);
+  args.tiles = base.shape(0), args.channels = base.shape(1);
+  args.blocks = static_cast<std::int64_t>(updates.size());
+  args.eps = eps;
+  args.num_threads = num_threads;
+  const std::int64_t batch = args.batch, tiles = args.tiles, inner = args.heads * args.head_dim;
+  const std::int64_t added = args.heads * args.others + 1, new_rank = args.blocks * added;
+  const std::int64_t rank = new_rank - added;
+  args.tokens = tokens.data();
+  args.queries = elements("queries", queries, {tiles, inner, tile_positions});
+  args.offsets = elements("offsets", offsets, {tiles, inner, tile_positions});
+  args.scales = elements("scales", scales, {batch, tiles, tile_positions});
+  args.basis = elements("basis", basis, {batch, tiles, rank, tile_positions});
+  args.row_tokens = elements("row_tokens", row_tokens, {batch, args.heads, rank, args.others});
+  std::vector<evsam::KeyUpdate> checked;
+  for (const auto& [differences, last, features] : updates)
+    checked.push_back(
+        {elements("differences", differences, {batch, args.heads, args.head_dim, args.others}),
+         elements("last", last, {batch, inner + 1}),
+         elements("features", features, {tiles, inner + 1, tile_positions})});
+  args.updates = checked.data();
+  args.square = elements("square", square, {tiles, tile_positions});
+  args.base = elements("base", base, {tiles, args.channels, tile_positions});
+  args.rows = elements("rows", rows, {batch, new_rank, args.channels});
+  args.gram = elements("gram", gram, {batch, new_rank, new_rank});
+  Array<float> new_basis({batch, tiles, new_rank, tile_positions});
+  Array<float> new_scales({batch, tiles, tile_positions});
+  args.new_basis = new_basis.mutable_data();
+  args.new_scales = new_scales.mutable_data();
+  {
+    const py::gil_scoped_release without_gil;
+    evsam::update_keys(args);
+  }
+  return py::make_tuple(new_basis, new_scales);
+}
+
+Array<float> upscale_masks(const Array<float>& base, const Array<float>& scales,
+                           const Array<float>& basis, const Array<float>& rows,
+                           const Array<float>& offsets, const Array<float>& norm_weight,
+                           const Array<float>& norm_bias, double eps, const Array<float>& weight,
+                           const Array<float>& bias, const Array<std::int64_t>& first,
+                           const Array<float>& vectors, std::int64_t height, std::int64_t width,
+                           int num_threads) {
+  check(basis.ndim() == 4, "basis must have four axes");
+  check(weight.ndim() == 3, "weight must have three axes");
+  check(vectors.ndim() == 2, "vectors must have two axes");
+  check_at_least("height", height, 1);
+  check_at_least("width", width, 1);
+  check_at_least("num_threads", num_threads, 1);
+  evsam::UpscaleMasksArgs args{};
+  args.batch = basis.shape(0), args.rank = basis.shape(2);
+  args.mid_channels = weight.shape(0), args.out_channels = weight.shape(2);
+  args.height = height, args.width = width;
+  args.eps = eps;
+  args.num_threads = num_threads;
+  const std::int64_t tiles = (height * width - 1) / tile_positions + 1;
+  const std::int64_t mid = args.mid_channels, out = args.out_channels, masks = vectors.shape(0);
+  args.base = elements("base", base, {tiles, 4 * mid, tile_positions});
+  args.scales = elements("scales", scales, {args.batch, tiles, tile_positions});
+  args.basis = elements("basis", basis, {args.batch, tiles, args.rank, tile_positions});
+  args.rows = elements("rows", rows, {args.batch, args.rank, 4 * mid});
+  args.offsets = elements("offsets", offsets, {4 * mid});
+  args.norm_weight = elements("norm_weight", norm_weight, {mid});
+  args.norm_bias = elements("norm_bias", norm_bias, {mid});
+  args.weight = elements("weight", weight, {mid, 4, out});
+  args.bias = elements("bias", bias, {out});
+  args.first = elements("first", first, {args.batch + 1});
+  for (std::int64_t prompt = 0; prompt < args.batch; ++prompt)
+    check(args.first[prompt] <= args.first[prompt + 1], "first must not fall");
+  check(args.first[0] == 0 && args.first[args.batch] == masks,
+        "first must count the masks from 0 to " + std::to_string(masks));
+  args.vectors = elements("vectors", vectors, {masks, out});
+  Array<float> result({masks, 4 * height, 4 * width});
+  args.masks = result.mutable_data();
+  {
+    const py::gil_scoped_release without_gil;
+    evsam::upscale_masks(args);
+  }
+  return result;
+}
+
 void upsample_add(const std::vector<std::tuple<Address, std::int64_t, std::int64_t>>& maps,
                   Address y, std::int64_t batch, std::int64_t height, std::int64_t width,
                   std::int64_t channels, const std::string& dtype_name, int num_threads) {
@@ -520,6 +681,27 @@ PYBIND11_MODULE(_cpu, module) {
              "row_first"_a, "row_weights"_a, "column_first"_a, "column_weights"_a, "inner"_a,
              "threshold"_a, "outer"_a, "tolerance"_a, py::arg("masks").noconvert(),
              "num_threads"_a, "Upscaled masks, thresholded; see csrc/include/evsam/measure_masks.h.");
+  module.def("attend_keys", &attend_keys, py::kw_only(), py::arg("queries").noconvert(),
+             py::arg("keys").noconvert(), py::arg("values").noconvert(),
+             py::arg("offsets").noconvert(), py::arg("scales").noconvert(),
+             py::arg("basis").noconvert(), py::arg("row_queries").noconvert(), "positions"_a,
+             "num_threads"_a,
+             "Attention to shared and low-rank keys; see csrc/include/evsam/attend_keys.h.");
+  module.def("update_keys", &update_keys, py::kw_only(), py::arg("tokens").noconvert(),
+             py::arg("queries").noconvert(), py::arg("offsets").noconvert(),
+             py::arg("scales").noconvert(), py::arg("basis").noconvert(),
+             py::arg("row_tokens").noconvert(), "updates"_a, py::arg("square").noconvert(),
+             py::arg("base").noconvert(), py::arg("rows").noconvert(), py::arg("gram").noconvert(),
+             "eps"_a, "num_threads"_a,
+             "Softmax over tokens and LayerNorm's scale; see csrc/include/evsam/update_keys.h.");
+  module.def("upscale_masks", &upscale_masks, py::kw_only(), py::arg("base").noconvert(),
+             py::arg("scales").noconvert(), py::arg("basis").noconvert(),
+             py::arg("rows").noconvert(), py::arg("offsets").noconvert(),
+             py::arg("norm_weight").noconvert(), py::arg("norm_bias").noconvert(), "eps"_a,
+             py::arg("weight").noconvert(), py::arg("bias").noconvert(),
+             py::arg("first").noconvert(), py::arg("vectors").noconvert(), "height"_a, "width"_a,
+             "num_threads"_a,
+             "Masks from the image's keys; see csrc/include/evsam/upscale_masks.h.");
   module.def("upsample_add", &upsample_add, py::kw_only(), "maps"_a, "y"_a, "batch"_a, "height"_a,
              "width"_a, "channels"_a, "dtype"_a, "num_threads"_a,
              "Sum of resized maps (address, height, width); see csrc/include/evsam/upsample_add.h.");

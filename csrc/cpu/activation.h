@@ -13,12 +13,12 @@ constexpr bool coarse = false;
 template <>
 constexpr bool coarse<BFloat16> = true;
 
-// x / (1 + 2^t), which is x times the logistic function of -t ln 2.
+// 2^t for t in [-126, 126], which larger and smaller ones are taken for.
 //
 // 2^t is 2^n p(t - n) with n = round(t) and p the polynomial of least relative error on [-1/2, 1/2]:
 // 2e-9 at degree 6, 7.5e-5 at degree 3.
 template <class Storage>
-EVSAM_INLINE Vec over_one_plus_power(Vec x, Vec t) {
+EVSAM_INLINE Vec two_to_the(Vec t) {
   t = larger(smaller(t, broadcast(126)), broadcast(-126));
   const Vec f = above_nearest(t);
   Vec p;
@@ -34,7 +34,13 @@ EVSAM_INLINE Vec over_one_plus_power(Vec x, Vec t) {
     p = fma(p, f, broadcast(6.93147206e-1f));
     p = fma(p, f, broadcast(1));
   }
-  const Vec d = scaled(p, t - f) + 1;
+  return scaled(p, t - f);
+}
+
+// x / (1 + 2^t), which is x times the logistic function of -t ln 2.
+template <class Storage>
+EVSAM_INLINE Vec over_one_plus_power(Vec x, Vec t) {
+  const Vec d = two_to_the<Storage>(t) + 1;
   return x * (coarse<Storage> ? coarse_reciprocal(d) : reciprocal(d));
 }
 
@@ -44,6 +50,24 @@ EVSAM_INLINE Vec gelu(Vec x) {
   constexpr float c = -2.302208198f;  // -2 sqrt(2 / pi) log2(e)
   const Vec t = x * fma(x * x, broadcast(c * 0.044715f), broadcast(c));
   return over_one_plus_power<Storage>(x, t);
+}
+
+// x times the normal distribution's probability of less than x, without the approximation above.
+//
+// The probability is 1/2 + x p(x^2) / q(x^2), fitted on [-5.2, 5.2] for the least absolute error: 1e-8.
+EVSAM_INLINE Vec exact_gelu(Vec x) {
+  const Vec z = larger(smaller(x, broadcast(5.2f)), broadcast(-5.2f)), u = z * z;
+  Vec p = fma(u, broadcast(1.26794201e-10f), broadcast(-2.28775044e-8f));
+  p = fma(p, u, broadcast(2.95410811e-6f));
+  p = fma(p, u, broadcast(1.37943598e-4f));
+  p = fma(p, u, broadcast(4.29840725e-3f));
+  p = fma(p, u, broadcast(3.26512854e-2f));
+  p = fma(p, u, broadcast(3.98942216e-1f));
+  Vec q = fma(u, broadcast(5.21109204e-5f), broadcast(1.63970629e-3f));
+  q = fma(q, u, broadcast(2.71950926e-2f));
+  q = fma(q, u, broadcast(2.48510182e-1f));
+  q = fma(q, u, broadcast(1));
+  return x * fma(z * p, reciprocal(q), broadcast(0.5f));
 }
 
 template <class Storage>

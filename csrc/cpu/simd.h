@@ -16,6 +16,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC's headers start some intrinsics from a register they leave undefined on purpose (PR 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 #define EVSAM_INLINE inline __attribute__((always_inline))
@@ -120,6 +121,17 @@ EVSAM_INLINE Vec coarse_reciprocal(Vec v) {
 #endif
 }
 
+EVSAM_INLINE Vec square_root(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(v);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(v);
+#else
+  for (int lane = 0; lane < lanes; ++lane) v[lane] = __builtin_sqrtf(v[lane]);
+  return v;
+#endif
+}
+
 // What t is above the nearest integer, at most a half either way.
 EVSAM_INLINE Vec above_nearest(Vec t) {
 #if defined(__AVX512DQ__)
@@ -144,6 +156,12 @@ EVSAM_INLINE float sum(Vec v) {
   float total = 0;
   for (int lane = 0; lane < lanes; ++lane) total += v[lane];
   return total;
+}
+
+EVSAM_INLINE float largest(Vec v) {
+  float found = v[0];
+  for (int lane = 1; lane < lanes; ++lane) found = v[lane] > found ? v[lane] : found;
+  return found;
 }
 
 // Storage types.

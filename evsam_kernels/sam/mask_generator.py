@@ -209,20 +209,19 @@ class EfficientViTSamAutomaticMaskGenerator:
         """Masks, of the image, that points `[N, 2]` of a crop give and that pass the filters."""
         coords = torch.from_numpy(self.predictor.apply_coords(points))[:, None]
         labels = torch.ones(len(points), 1, dtype=torch.int32)
-        low_res, ious = self.predictor.decode_prompts(coords, labels, multimask_output=True)
-        origins = torch.from_numpy(points).repeat_interleave(low_res.shape[1], dim=0)
-        origins += torch.tensor(crop.box[:2])
-        low_res, ious = low_res.flatten(0, 1), ious.flatten().float()
-        kept = torch.arange(len(ious), device=ious.device)
-        if self.pred_iou_thresh > 0:
-            # Before the masks are upscaled: what is dropped here costs nothing more.
-            kept = kept[ious > self.pred_iou_thresh]
+        # Before the masks are upscaled: what is dropped here costs nothing more.
+        threshold = self.pred_iou_thresh if self.pred_iou_thresh > 0 else -math.inf
+        low_res, ious = self.predictor.decode_above(threshold, coords, labels)
+        origins = torch.from_numpy(points) + torch.tensor(crop.box[:2])
+        kept = ious.float() > threshold
+        ious, origins = ious[kept].float().cpu(), origins[kept.nonzero()[:, 0].cpu()]
         return _Candidates.join(
             [
-                self._measure(
-                    low_res[chunk], ious[chunk].cpu(), origins[chunk.cpu()], crop, im_size
+                self._measure(some, some_ious, some_origins, crop, im_size)
+                for some, some_ious, some_origins in zip(
+                    *(x.split(self.points_per_batch) for x in (low_res, ious, origins)),
+                    strict=True,
                 )
-                for chunk in torch.split(kept, self.points_per_batch)
             ]
         )
 

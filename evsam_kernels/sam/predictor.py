@@ -105,6 +105,11 @@ class EfficientViTSamPredictor:
         features = self._encode(self.model.transform(pixels)[None])
         height, width, _ = pixels.shape
         self._set(features, (height, width))
+        # A decoder that shares the image across prompts does so from the first prompt on.
+        share = getattr(self.model.mask_decoder, "set_image", None)
+        if share is not None:
+            _, dense = self.model.prompt_encoder(points=None, boxes=None, masks=None)
+            share(features, self.model.prompt_encoder.get_dense_pe(), dense)
 
     @torch.no_grad()
     def set_image_batch(
@@ -295,8 +300,48 @@ class EfficientViTSamPredictor:
         Returns:
             low-resolution logits `[B, M, 256, 256]` and scores `[B, M]`, in the decoder's dtype.
         """
+        inputs = self._decoder_inputs(point_coords, point_labels, boxes, mask_input, image_index)
+        low_res, scores = self.model.mask_decoder(**inputs, multimask_output=multimask_output)
+        return low_res, scores
+
+    @torch.no_grad()
+    def decode_above(
+        self,
+        threshold: float,
+        point_coords: torch.Tensor | None,
+        point_labels: torch.Tensor | None,
+        multimask_output: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`decode_prompts`, of which only masks of a score above a threshold are wanted.
+
+        Scores are compared in float32: half precision would round the threshold.
+
+        Returns:
+            low-resolution logits `[K, 256, 256]` of those, prompt by prompt, and scores `[B, M]` of
+            all, in the decoder's dtype.
+        """
+        inputs = self._decoder_inputs(point_coords, point_labels, None, None, None)
+        decoder = self.model.mask_decoder
+        if hasattr(decoder, "decode_above"):
+            found: tuple[torch.Tensor, torch.Tensor] = decoder.decode_above(
+                threshold, **inputs, multimask_output=multimask_output
+            )
+            return found
+        low_res, scores = decoder(**inputs, multimask_output=multimask_output)
+        return low_res[scores.float() > threshold], scores
+
+    def _decoder_inputs(
+        self,
+        point_coords: torch.Tensor | None,
+        point_labels: torch.Tensor | None,
+        boxes: torch.Tensor | None,
+        mask_input: torch.Tensor | None,
+        image_index: int | None,
+    ) -> dict[str, torch.Tensor]:
         index = self._checked_index(image_index)
-        features = self._require_features()[index : index + 1]
+        features = self._require_features()
+        if features.shape[0] > 1:
+            features = features[index : index + 1]
         device = self.device
         points = None
         if point_coords is not None and point_labels is not None:
@@ -311,14 +356,12 @@ class EfficientViTSamPredictor:
                 device=device, dtype=_floating_dtype(self.model.prompt_encoder)
             )
         sparse, dense = self.model.prompt_encoder(points=points, boxes=boxes, masks=mask_input)
-        low_res, scores = self.model.mask_decoder(
-            image_embeddings=features,
-            image_pe=self.model.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask_output,
-        )
-        return low_res, scores
+        return {
+            "image_embeddings": features,
+            "image_pe": self.model.prompt_encoder.get_dense_pe(),
+            "sparse_prompt_embeddings": sparse,
+            "dense_prompt_embeddings": dense,
+        }
 
     @torch.no_grad()
     def upscale_masks(

@@ -188,3 +188,158 @@ class Unknown(nn.Module):
 
     def forward(self, x):
         return self.mix(x) * self.scale
+
+
+class SamAttention(nn.Module):
+    def __init__(self, channels, heads, downsample_rate=1):
+        super().__init__()
+        self.embedding_dim, self.num_heads = channels, heads
+        self.internal_dim = channels // downsample_rate
+        self.q_proj = nn.Linear(channels, self.internal_dim)
+        self.k_proj = nn.Linear(channels, self.internal_dim)
+        self.v_proj = nn.Linear(channels, self.internal_dim)
+        self.out_proj = nn.Linear(self.internal_dim, channels)
+
+    def forward(self, q, k, v):
+        q, k, v = (
+            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v))
+        )
+        weights = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1)
+        return self.out_proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+class MLPBlock(nn.Module):
+    def __init__(self, channels, hidden):
+        super().__init__()
+        self.lin1, self.lin2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.lin2(self.act(self.lin1(x)))
+
+
+class TwoWayAttentionBlock(nn.Module):
+    def __init__(self, channels, heads, hidden, first):
+        super().__init__()
+        self.self_attn = SamAttention(channels, heads)
+        self.cross_attn_token_to_image = SamAttention(channels, heads, 2)
+        self.cross_attn_image_to_token = SamAttention(channels, heads, 2)
+        self.mlp = MLPBlock(channels, hidden)
+        for index in range(1, 5):
+            setattr(self, f"norm{index}", nn.LayerNorm(channels, eps=1e-6))
+        self.skip_first_layer_pe = first
+
+    def forward(self, queries, keys, query_pe, key_pe):
+        if self.skip_first_layer_pe:
+            queries = self.self_attn(queries, queries, queries)
+        else:
+            q = queries + query_pe
+            queries = queries + self.self_attn(q, q, queries)
+        q = self.norm1(queries)
+        q = self.norm2(q + self.cross_attn_token_to_image(q + query_pe, keys + key_pe, keys))
+        q = self.norm3(q + self.mlp(q))
+        keys = keys + self.cross_attn_image_to_token(keys + key_pe, q + query_pe, q)
+        return q, self.norm4(keys)
+
+
+class TwoWayTransformer(nn.Module):
+    def __init__(self, depth=2, channels=256, heads=8, hidden=96):
+        super().__init__()
+        self.depth, self.embedding_dim, self.num_heads, self.mlp_dim = (
+            depth,
+            channels,
+            heads,
+            hidden,
+        )
+        self.layers = nn.ModuleList(
+            TwoWayAttentionBlock(channels, heads, hidden, index == 0) for index in range(depth)
+        )
+        self.final_attn_token_to_image = SamAttention(channels, heads, 2)
+        self.norm_final_attn = nn.LayerNorm(channels, eps=1e-5)
+
+    def forward(self, image, image_pe, points):
+        keys, key_pe, queries = image.flatten(2).mT, image_pe.flatten(2).mT, points
+        for layer in self.layers:
+            queries, keys = layer(queries, keys, points, key_pe)
+        attended = self.final_attn_token_to_image(queries + points, keys + key_pe, keys)
+        return self.norm_final_attn(queries + attended), keys
+
+
+class SamMLP(nn.Module):
+    def __init__(self, channels, hidden, out, depth, sigmoid_output=False):
+        super().__init__()
+        sizes = [channels, *[hidden] * (depth - 1), out]
+        self.num_layers, self.sigmoid_output = depth, sigmoid_output
+        self.layers = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
+
+    def forward(self, x):
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        x = self.layers[-1](x)
+        return x.sigmoid() if self.sigmoid_output else x
+
+
+class MaskDecoder(nn.Module):
+    """SAM's, as the `segment_anything` package has it."""
+
+    def __init__(self, channels=256, transformer=None, masks=3, activation=nn.GELU):
+        super().__init__()
+        self.transformer_dim, self.num_multimask_outputs = channels, masks
+        self.transformer = transformer or TwoWayTransformer(channels=channels)
+        self.num_mask_tokens = masks + 1
+        self.iou_token, self.mask_tokens = (
+            nn.Embedding(1, channels),
+            nn.Embedding(masks + 1, channels),
+        )
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(channels, channels // 4, kernel_size=2, stride=2),
+            SAM_LAYER_NORM_2D(channels // 4),
+            activation(),
+            nn.ConvTranspose2d(channels // 4, channels // 8, kernel_size=2, stride=2),
+            activation(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            SamMLP(channels, channels, channels // 8, 3) for _ in range(masks + 1)
+        )
+        self.iou_prediction_head = SamMLP(channels, 48, masks + 1, 2)
+
+    def forward(
+        self,
+        image_embeddings,
+        image_pe,
+        sparse_prompt_embeddings,
+        dense_prompt_embeddings,
+        multimask_output,
+    ):
+        batch = len(sparse_prompt_embeddings)
+        tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([tokens.expand(batch, -1, -1), sparse_prompt_embeddings], dim=1)
+        source = image_embeddings.repeat_interleave(batch, dim=0) + dense_prompt_embeddings
+        hs, keys = self.transformer(source, image_pe.repeat_interleave(batch, dim=0), tokens)
+        upscaled = self.output_upscaling(keys.mT.reshape(source.shape))
+        hyper = torch.stack(
+            [mlp(hs[:, 1 + index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], 1
+        )
+        masks = (hyper @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+        iou = self.iou_prediction_head(hs[:, 0])
+        return (masks[:, 1:], iou[:, 1:]) if multimask_output else (masks[:, :1], iou[:, :1])
+
+
+class SamLayerNorm2d(nn.Module):
+    def __init__(self, channels, eps=1e-6):
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(channels)),
+            nn.Parameter(torch.zeros(channels)),
+        )
+        self.eps = eps
+
+    def forward(self, x):
+        centred = x - x.mean(1, keepdim=True)
+        x = centred / (centred.square().mean(1, keepdim=True) + self.eps).sqrt()
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
+SAM_LAYER_NORM_2D = type("LayerNorm2d", (SamLayerNorm2d,), {})
+"""Of the name that the package gives it; another class has that name here."""

@@ -18,7 +18,7 @@ from evsam_kernels.backends import build_info
 from evsam_kernels.numerics.budget import assert_within_budget, call
 from evsam_kernels.numerics.cases import CASES, Case
 from evsam_kernels.numerics.validation import Step, validate
-from evsam_kernels.ops import measure_masks, native
+from evsam_kernels.ops import kept, measure_masks
 from evsam_kernels.ops.measure_masks.reference import Sizes
 from evsam_kernels.ops.registry import OPERATIONS
 
@@ -186,12 +186,12 @@ def test_settings_are_part_of_what_is_packed():
 def test_packed_weights_go_with_the_weight():
     weight = torch.randn(8, 8, 1, 1)
     ops.conv_act(torch.randn(1, 8, 4, 4), weight, backend="cpu")
-    assert weight in native._packed
-    before, gone = len(native._packed), weakref.ref(weight)
+    assert weight in kept._kept
+    before, gone = len(kept._kept), weakref.ref(weight)
     del weight
     gc.collect()
     assert gone() is None
-    assert len(native._packed) == before - 1
+    assert len(kept._kept) == before - 1
 
 
 def test_weights_made_in_inference_mode_are_never_stale():

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "evsam/attend_keys.h"
 #include "evsam/conv_act.h"
 #include "evsam/fused_mbconv.h"
 #include "evsam/isa.h"
@@ -15,7 +16,9 @@
 #include "evsam/measure_masks.h"
 #include "evsam/multi_scale_attention.h"
 #include "evsam/relu_linear_attention.h"
+#include "evsam/update_keys.h"
 #include "evsam/upsample_add.h"
+#include "evsam/upscale_masks.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -30,7 +33,10 @@
   X(multi_scale_attention, MultiScaleAttentionArgs)  \
   X(layer_norm_2d, LayerNorm2dArgs)                  \
   X(upsample_add, UpsampleAddArgs)                   \
-  X(measure_masks, MeasureMasksArgs)
+  X(measure_masks, MeasureMasksArgs)                 \
+  X(attend_keys, AttendKeysArgs)                     \
+  X(update_keys, UpdateKeysArgs)                     \
+  X(upscale_masks, UpscaleMasksArgs)
 
 // Those whose weights are packed, and the type of the weights.
 #define EVSAM_PACKED_OPERATIONS(X)         \

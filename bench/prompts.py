@@ -1,0 +1,218 @@
+"""Decoding many prompts of one image: the tasks, the contestants, and what both commands do."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import evsam_kernels
+from bench import report
+from bench.contest import hold
+from bench.contestants import CONTESTANTS, OURS, Candidate, Contestant, Task
+from bench.cores import physical_cores
+from bench.plain import plain
+from bench.worker import Worker
+from evsam_kernels.cli.errors import CommandError
+from evsam_kernels.cli.machine import machine
+from evsam_kernels.cli.models import positive_integer
+from evsam_kernels.cli.output import progress
+from evsam_kernels.sam.mask_generator import EfficientViTSamAutomaticMaskGenerator
+from evsam_kernels.sam.shared_decoder import SharedMaskDecoder
+from evsam_kernels.sam.zoo import VARIANTS
+
+BATCHES = (1, 2, 4, 8, 16, 64)
+"""Prompts that the plain decoder is given at once; 64 is the mask generators' default."""
+
+
+class Prompts(nn.Module):
+    """Decodes prompts of one image, `at_once` at a time."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.at_once = 1
+
+    def forward(self, image: Tensor, pe: Tensor, tokens: Tensor, dense: Tensor) -> Tensor:
+        """`[1, C, h, w]`, `[1, C, h, w]`, tokens `[B, N, C, 1]`, `[1, C, 1, 1]` -> all masks."""
+        dense = dense.expand(-1, -1, *image.shape[2:])
+        if isinstance(self.decoder, SharedMaskDecoder):
+            self.decoder.set_image(image, pe, dense)
+        masks = [
+            self.decoder(image, pe, some, dense.expand(len(some), -1, -1, -1), True)[0]
+            for some in tokens[..., 0].split(self.at_once)
+        ]
+        return torch.cat(masks)
+
+
+class Everything(nn.Module):
+    """Segments everything in a picture, `at_once` points at a time.
+
+    Args:
+        model: an EfficientViT-SAM.
+        points_per_side: of the grid.
+        threshold: predicted IoU from which masks are kept.
+    """
+
+    def __init__(self, model: nn.Module, points_per_side: int, threshold: float) -> None:
+        super().__init__()
+        self.model = model
+        self.points_per_side = points_per_side
+        self.threshold = threshold
+        self.at_once = 1
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """`[1, 3, H, W]` of whole numbers from 0 to 255 -> sum of the predicted IoU of each point's
+        masks `[points]`."""
+        height, width = picture.shape[2:]
+        generator = EfficientViTSamAutomaticMaskGenerator(
+            self.model,
+            points_per_side=self.points_per_side,
+            points_per_batch=self.at_once,
+            pred_iou_thresh=self.threshold,
+            stability_score_thresh=0.0,
+            box_nms_thresh=1.0,
+            output_mode="uncompressed_rle",
+        )
+        found = generator.generate(picture[0].permute(1, 2, 0).to(torch.uint8).numpy())
+        sums = torch.zeros(self.points_per_side, self.points_per_side, dtype=picture.dtype)
+        for mask in found:
+            ((x, y),) = mask["point_coords"]
+            column, row = (int(self.points_per_side * at) for at in (x / width, y / height))
+            sums[row, column] += mask["predicted_iou"]
+        return sums.flatten()
+
+
+def _with_batches_of(prompts: int, module: nn.Module) -> Any:
+    batched: Any = module
+    batched.at_once = prompts
+    return batched
+
+
+def _plain(prompts: int) -> Callable[[Task], Iterator[Candidate]]:
+    def candidates(task: Task) -> Iterator[Candidate]:
+        module = _with_batches_of(prompts, plain(task.module))
+        yield f"plain PyTorch, {prompts} at once", lambda: module(*task.inputs)
+
+    return candidates
+
+
+def _fused(description: str, **settings: Any) -> Callable[[Task], Iterator[Candidate]]:
+    def candidates(task: Task) -> Iterator[Candidate]:
+        module = _with_batches_of(max(BATCHES), evsam_kernels.fuse(task.module, **settings))
+        yield description, lambda: module(*task.inputs)
+
+    return candidates
+
+
+def _new_image(task: Task) -> Iterator[Candidate]:
+    module = _with_batches_of(max(BATCHES), evsam_kernels.fuse(task.module))
+    image, *others = task.inputs
+    yield "C++ kernels, and what an image's prompts share", lambda: module(image.clone(), *others)
+
+
+DECODERS: dict[str, Contestant] = {
+    OURS: Contestant(_fused("C++ kernels"), ("evsam_kernels",)),
+    "new image": Contestant(_new_image, ("evsam_kernels",)),
+    "bfloat16": Contestant(
+        _fused("C++ kernels, weights and masks bfloat16", dtype=torch.bfloat16),
+        ("evsam_kernels",),
+    ),
+    "shared": Contestant(
+        _fused("PyTorch, what prompts share once", backend="reference"), ("evsam_kernels",)
+    ),
+    **{f"plain {prompts}": Contestant(_plain(prompts), ("torch",)) for prompts in BATCHES},
+}
+PLAIN = tuple(name for name in DECODERS if name.startswith("plain"))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that both commands have."""
+    parser.add_argument(
+        "--model",
+        choices=list(VARIANTS),
+        default="efficientvit-sam-l0",
+        metavar="NAME",
+        help=f"one of {', '.join(VARIANTS)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive_integer,
+        metavar="N",
+        help="threads of every contestant, each on a core of its own (default: one per core)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=positive_integer,
+        default=3,
+        metavar="N",
+        help="turns of every contestant, at least three runs each (default: %(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the result")
+
+
+def run(
+    arguments: argparse.Namespace,
+    names: tuple[str, ...],
+    prompts: int,
+    make: Callable[[], tuple[Task, dict[str, Any]]],
+) -> int:
+    """Check, time and show the contestants, ours first; 1 where ours fails.
+
+    Args:
+        arguments: those of `add_options`.
+        names: keys of `DECODERS`.
+        prompts: how many the task has.
+        make: makes the task and further settings to show.
+    """
+    cores = physical_cores()
+    if arguments.threads is not None and arguments.threads > len(cores):
+        raise CommandError(
+            f"--threads: this process may use {len(cores)} cores, got {arguments.threads}"
+        )
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise CommandError(f"--json: {arguments.json.parent} is no folder")
+    cores = cores[: arguments.threads]
+    torch.set_num_threads(len(cores))
+    task, settings = make()
+    on = machine()
+    result: dict[str, Any] = {
+        "schema": report.SCHEMA,
+        "machine": {**dataclasses.asdict(on), "instruction_sets": list(on.instruction_sets)},
+        "versions": {name: CONTESTANTS[name].version for name in (OURS, "eager")},
+        "settings": {
+            "model": arguments.model,
+            "rounds": arguments.rounds,
+            "prompts": prompts,
+            **settings,
+            "threads": len(cores),
+            "cores": list(cores),
+        },
+    }
+    out = report.console()
+    out.print(str(on))
+    for part in ("settings", "versions"):
+        out.print(", ".join(f"{key} {value}" for key, value in result[part].items()))
+    with ExitStack() as stack:
+        workers = {}
+        for name in names:
+            workers[name] = Worker(name, cores, "native", prompts=True)
+            stack.callback(workers[name].close)
+        steps = len(workers) + arguments.rounds
+        with progress(f"{prompts} prompts", steps) as advance:
+            contest = hold(task, workers, rounds=arguments.rounds, advance=advance)
+        result |= {key: contest.as_json()[key] for key in ("allowed_error", "contestants")}
+        for name, outcome in contest.outcomes.items():
+            taken = workers[name].memory() if outcome.samples_ms else None
+            result["contestants"][name]["peak_bytes"] = taken
+    out.print(report.prompts_table(result), *report.prompts_verdict(result), sep="\n")
+    if arguments.json is not None:
+        report.save(result, arguments.json)
+        out.print(f"-> {arguments.json}")
+    return 1 if result["contestants"][OURS]["failure"] else 0

@@ -1,0 +1,176 @@
+// What the image attends to and the LayerNorm's scale, a tile of positions at a time.
+//
+// Layout: see positions.h. Tile: [new_rank][64] weights and products in L1 and L2. The squared norm of
+// z = s A + b R is s^2 |A|^2 + 2 s b (R A^T) + b (R R^T) b^T: the first term and A times all that R is made
+// of are shared by all prompts. Where these cancel, so that less than a hundredth is left of their sum, z
+// itself is computed. Main memory: basis in and out once; shared maps from L2 or L3. Threads take tiles.
+
+#include "evsam/update_keys.h"
+
+#include "parallel.h"
+#include "positions.h"
+#include "scratch.h"
+
+namespace evsam::EVSAM_ISA {
+namespace {
+
+constexpr float cancelled = 1e-2f;
+
+struct Sizes {
+  std::int64_t inner, added, rank, new_rank;
+
+  explicit Sizes(const UpdateKeysArgs& args)
+      : inner(args.heads * args.head_dim),
+        added(args.heads * args.others + 1),
+        rank((args.blocks - 1) * added),
+        new_rank(args.blocks * added) {}
+};
+
+struct Room {
+  float* queries;   // [inner][64]
+  float* basis;     // [new_rank][64]
+  float* products;  // [new_rank][64], or some channels of z
+
+  Room(Pieces& pieces, const Sizes& sizes)
+      : queries(pieces.take<float>(sizes.inner * positions)),
+        basis(pieces.take<float>(sizes.new_rank * positions)),
+        products(pieces.take<float>(most(sizes.new_rank, panel_rows) * positions)) {}
+};
+
+// Softmax over `rows` scores and one of 0, which is left out, at every position.
+void softmax(float* scores, std::int64_t rows) {
+  over_positions([&](std::int64_t n) {
+    constexpr float log2_e = 1.44269504f;
+    Vec highest = zero();
+    for (std::int64_t i = 0; i < rows; ++i) highest = larger(load(scores + i * positions + n), highest);
+    Vec total = two_to_the<float>(highest * -log2_e);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      float* at = scores + i * positions + n;
+      const Vec weight = two_to_the<float>((load(at) - highest) * log2_e);
+      total += weight;
+      store(at, weight);
+    }
+    const Vec by = 1 / total;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      float* at = scores + i * positions + n;
+      store(at, load(at) * by);
+    }
+  });
+}
+
+// to[:] = sum over rows of a[row][:] b[row][:].
+void sum_of_products(std::int64_t rows, const float* a, const float* b, float* to) {
+  over_positions([&](std::int64_t n) {
+    Vec total = zero();
+    for (std::int64_t i = 0; i < rows; ++i)
+      total = fma(load(a + i * positions + n), load(b + i * positions + n), total);
+    store(to + n, total);
+  });
+}
+
+void update(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt, std::int64_t tile,
+            const Room& room) {
+  const std::int64_t place = prompt * args.tiles + tile, others = args.others;
+  const std::int64_t head_dim = args.head_dim, rank = sizes.rank, new_rank = sizes.new_rank;
+  const float* scales = rank == 0 ? nullptr : args.scales + place * positions;
+
+  // b = [basis, w, 1]
+  const float* queries = args.queries + tile * sizes.inner * positions;
+  const float* basis = args.basis + place * rank * positions;
+  if (rank > 0) {
+    __builtin_memcpy(room.basis, basis, rank * positions * sizeof(float));
+    scale_and_add(sizes.inner, queries, scales, args.offsets + tile * sizes.inner * positions,
+                  room.queries);
+    queries = room.queries;
+  }
+  for (std::int64_t head = 0; head < args.heads; ++head) {
+    const std::int64_t of_head = prompt * args.heads + head;
+    float* scores = room.basis + (rank + head * others) * positions;
+    multiply_positions(others, head_dim, args.tokens + of_head * head_dim * others, others,
+                       queries + head * head_dim * positions, scores, false);
+    multiply_positions(others, rank, args.row_tokens + of_head * rank * others, others, room.basis,
+                       scores, true);
+    softmax(scores, others);
+  }
+  over_positions(
+      [&](std::int64_t n) { store(room.basis + (new_rank - 1) * positions + n, broadcast(1)); });
+
+  // The three terms of |z|^2.
+  const std::int64_t features = sizes.inner + 1;
+  for (std::int64_t block_index = 0; block_index < args.blocks; ++block_index) {
+    const KeyUpdate& of = args.updates[block_index];
+    const float* shared = of.features + tile * features * positions;
+    float* products = room.products + block_index * sizes.added * positions;
+    for (std::int64_t head = 0; head < args.heads; ++head)
+      multiply_positions(others, head_dim,
+                         of.differences + (prompt * args.heads + head) * head_dim * others, others,
+                         shared + head * head_dim * positions, products + head * others * positions,
+                         false);
+    multiply_positions(1, features, of.last + prompt * features, 1, shared,
+                       products + args.heads * others * positions, false);
+  }
+  alignas(64) float cross[positions], gram[positions];
+  sum_of_products(new_rank, room.basis, room.products, cross);
+  const float* pairs = args.gram + prompt * new_rank * new_rank;
+  for (std::int64_t row = 0; row < new_rank; row += panel_rows)
+    position_panel_of(least(panel_rows, new_rank - row), new_rank - row, pairs + row * new_rank + row,
+                      new_rank, room.basis + row * positions, room.products + row * positions, false);
+  sum_of_products(new_rank, room.basis, room.products, gram);
+
+  alignas(64) float squares[positions];
+  bool close = false;
+  over_positions([&](std::int64_t n) {
+    const Vec scale = scales == nullptr ? broadcast(1) : load(scales + n);
+    const Vec own = scale * scale * load(args.square + tile * positions + n);
+    const Vec twice = scale * load(cross + n) * 2, both = load(gram + n);
+    const Vec total = own + twice + both;
+    store(squares + n, total);
+    const Vec parts = own + larger(twice, -twice) + both;
+    close |= largest(parts * cancelled - total) > 0;
+  });
+  if (close) {
+    for (std::int64_t n = 0; n < positions; ++n) squares[n] = 0;
+    const float* rows = args.rows + prompt * new_rank * args.channels;
+    for (std::int64_t first = 0; first < args.channels; first += panel_rows) {
+      const std::int64_t count = least(panel_rows, args.channels - first);
+      const float* base = args.base + (tile * args.channels + first) * positions;
+      scale_and_add(count, base, scales, nullptr, room.products);
+      multiply_positions(count, new_rank, rows + first, args.channels, room.basis, room.products,
+                         true);
+      alignas(64) float of_channels[positions];
+      sum_of_products(count, room.products, room.products, of_channels);
+      over_positions(
+          [&](std::int64_t n) { store(squares + n, load(squares + n) + load(of_channels + n)); });
+    }
+  }
+
+  float* new_basis = args.new_basis + place * new_rank * positions;
+  float* new_scales = args.new_scales + place * positions;
+  over_positions([&](std::int64_t n) {
+    const Vec variance = larger(load(squares + n), zero()) / static_cast<float>(args.channels);
+    const Vec by = 1 / square_root(variance + static_cast<float>(args.eps));
+    store(new_scales + n, scales == nullptr ? by : by * load(scales + n));
+    for (std::int64_t k = 0; k < new_rank; ++k)
+      store(new_basis + k * positions + n, load(room.basis + k * positions + n) * by);
+  });
+}
+
+}  // namespace
+
+void update_keys(const UpdateKeysArgs& args) {
+  const Sizes sizes(args);
+  Pieces counted;
+  const Room one(counted, sizes);
+  char* memory = scratch(args.num_threads * counted.bytes());
+  const std::int64_t tasks = args.batch * args.tiles;
+  const std::int64_t operations = tasks * positions * sizes.new_rank * sizes.new_rank;
+  parallel(args.num_threads, operations, [&](int member) {
+    Pieces pieces(memory + member * counted.bytes());
+    const Room room(pieces, sizes);
+    for_each(tasks, [&](std::int64_t task) {
+      update(args, sizes, task / args.tiles, task % args.tiles, room);
+    });
+  });
+}
+
+}  // namespace evsam::EVSAM_ISA

@@ -1,0 +1,119 @@
+"""Launches the C++ kernels of the stages; shapes are those of `reference.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evsam_kernels.ops.native import native
+from evsam_kernels.ops.shared_mask_decoder.reference import (
+    Basis,
+    Norm,
+    SharedMap,
+    Upscaling,
+    Values,
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_POSITIONS = 64  # Of a tile, which the kernels are compiled for.
+
+
+def tiled(x: Tensor) -> Tensor:
+    """`[..., N]` -> `[tiles, ..., 64]`, filled up with zeros."""
+    missing = -x.shape[-1] % _POSITIONS
+    return F.pad(x, (0, missing)).unflatten(-1, (-1, _POSITIONS)).movedim(-2, 0).contiguous()
+
+
+def attend_keys(
+    queries: Tensor,
+    keys: SharedMap,
+    values: Tensor,
+    basis: Basis | None,
+    row_queries: Tensor | None,
+    positions: int,
+) -> tuple[Tensor, Tensor]:
+    """See `reference.attend_keys`."""
+    shared, of_basis = native().attend_keys(
+        queries=_array(queries),
+        keys=_array(keys.base),
+        values=_array(values),
+        offsets=_optional(keys.offsets),
+        scales=None if basis is None else _array(basis.scales),
+        basis=None if basis is None else _array(basis.vectors),
+        row_queries=_optional(row_queries),
+        positions=positions,
+        num_threads=torch.get_num_threads(),
+    )
+    return torch.from_numpy(shared), torch.from_numpy(of_basis)
+
+
+def update_keys(
+    tokens: Tensor,
+    queries: SharedMap,
+    basis: Basis | None,
+    row_tokens: Tensor | None,
+    values: Sequence[Values],
+    norm: Norm,
+    rows: Tensor,
+    gram: Tensor,
+) -> Basis:
+    """See `reference.update_keys`."""
+    vectors, scales = native().update_keys(
+        tokens=_array(tokens),
+        queries=_array(queries.base),
+        offsets=_optional(queries.offsets),
+        scales=None if basis is None else _array(basis.scales),
+        basis=None if basis is None else _array(basis.vectors),
+        row_tokens=_optional(row_tokens),
+        updates=[tuple(map(_array, of_block)) for of_block in values],
+        square=_array(norm.square),
+        base=_array(norm.base),
+        rows=_array(rows),
+        gram=_array(gram),
+        eps=norm.eps,
+        num_threads=torch.get_num_threads(),
+    )
+    return Basis(torch.from_numpy(vectors), torch.from_numpy(scales))
+
+
+def upscale_masks(
+    base: Tensor,
+    basis: Basis,
+    rows: Tensor,
+    upscaling: Upscaling,
+    vectors: Tensor,
+    counts: Tensor,
+    size: tuple[int, int],
+) -> Tensor:
+    """See `reference.upscale_masks`."""
+    masks = native().upscale_masks(
+        base=_array(base),
+        scales=_array(basis.scales),
+        basis=_array(basis.vectors),
+        rows=_array(rows),
+        offsets=_array(upscaling.offsets),
+        norm_weight=_array(upscaling.norm_weight),
+        norm_bias=_array(upscaling.norm_bias),
+        eps=upscaling.eps,
+        weight=_array(upscaling.weight),
+        bias=_array(upscaling.bias),
+        first=_array(F.pad(counts.cumsum(0), (1, 0))),
+        vectors=_array(vectors),
+        height=size[0],
+        width=size[1],
+        num_threads=torch.get_num_threads(),
+    )
+    return torch.from_numpy(masks)
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.contiguous().numpy()
+
+
+def _optional(tensor: Tensor | None) -> Any:
+    return None if tensor is None else _array(tensor)

@@ -1,0 +1,168 @@
+"""The formulas of the stages, in plain torch.
+
+The keys of the image, N positions, are `scales * base + vectors^T rows`, position by position: the
+base is shared by all prompts, and each prompt has scales, vectors and rows of its own. Positions
+lie in tiles of P; the formulas take a single tile of all of them.
+
+B is the number of prompts, T that of tokens, R that of the vectors; h heads of d channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Basis(NamedTuple):
+    """What a prompt has of its own at every position: vectors `[B, tiles, R, P]`, scales
+    `[B, tiles, P]`."""
+
+    vectors: Tensor
+    scales: Tensor
+
+
+class SharedMap(NamedTuple):
+    """A linear map of the keys for all prompts, `scales * base + offsets`: `[tiles, h d, P]` each.
+
+    The offsets are None for the keys before the first block, which have no scales.
+    """
+
+    base: Tensor
+    offsets: Tensor | None
+
+
+class Values(NamedTuple):
+    """What a block of the decoder adds to the keys, as its kernels want it.
+
+    `differences` `[B, h, d, T - 1]` are the tokens' values less the last token's; `last`
+    `[B, h d + 1]` are that one's, and 1; `features` `[tiles, h d + 1, P]` are the base's products
+    with what each of these becomes.
+    """
+
+    differences: Tensor
+    last: Tensor
+    features: Tensor
+
+
+class Norm(NamedTuple):
+    """The keys before a LayerNorm: base `[tiles, C, P]`, its squared norm `[tiles, P]`, eps."""
+
+    base: Tensor
+    square: Tensor
+    eps: float
+
+
+class Upscaling(NamedTuple):
+    """Weights of the upscaling.
+
+    `offsets` `[4 M]` are those of the first convolution, less their mean over the M channels of
+    each of its 4 pixels; `norm_weight`, `norm_bias` `[M]`, `eps`; `weight` `[M, 4, K]` and `bias`
+    `[K]` are the second convolution's.
+    """
+
+    offsets: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    eps: float
+    weight: Tensor
+    bias: Tensor
+
+
+def tiled(x: Tensor) -> Tensor:
+    """`[..., N]` -> `[1, ..., N]`."""
+    return x[None]
+
+
+def attend_keys(
+    queries: Tensor,  # [B, h, d, T], times what the softmax scales by
+    keys: SharedMap,
+    values: Tensor,  # [N, h d]
+    basis: Basis | None,
+    row_queries: Tensor | None,  # [B, h, R, T], the queries times the keys of the vectors' rows
+    positions: int,
+) -> tuple[Tensor, Tensor]:
+    """Attention of tokens to the keys.
+
+    Returns:
+        `[B, h, T, d]`, the sum of `values` weighted by the softmax over positions and the scales,
+        and `[B, h, T, R]`, that of the vectors weighted by the softmax.
+    """
+    batch, heads, _, tokens = queries.shape
+    mapped = _mapped(keys, basis).unflatten(1, (heads, -1))  # [B or 1, h, d, N]
+    scores = queries.mT @ mapped
+    if basis is None or row_queries is None:
+        weights = scores.softmax(-1)
+        of_basis = weights.new_empty(batch, heads, tokens, 0)
+        scaled = weights
+    else:
+        vectors = basis.vectors[:, 0, None]
+        weights = (scores + row_queries.mT @ vectors).softmax(-1)
+        of_basis = weights @ vectors.mT
+        scaled = weights * basis.scales[:, 0, None, None]
+    return scaled @ values.unflatten(1, (heads, -1)).transpose(0, 1), of_basis
+
+
+def update_keys(
+    tokens: Tensor,  # [B, h, d, T - 1], keys of the tokens less the last one's
+    queries: SharedMap,
+    basis: Basis | None,
+    row_tokens: Tensor | None,  # [B, h, R, T - 1], the queries of the vectors' rows times `tokens`
+    values: Sequence[Values],  # of every block so far
+    norm: Norm,
+    rows: Tensor,  # [B, R', C], of the vectors
+    gram: Tensor,  # [B, R', R'], rows rows^T, every pair once: the lower triangle
+) -> Basis:
+    """The image attends to tokens, and LayerNorm without its weights: the basis after a block.
+
+    With w the softmax over tokens, its last weight left out, the new vectors are those there were,
+    w and 1, R' in all. They and the scales are divided by the standard deviation of what they
+    describe, which kernels compute from `values` and `gram`, and this formula from its definition.
+    """
+    scores = tokens.mT @ _mapped(queries, basis).unflatten(1, (tokens.shape[1], -1))
+    if basis is not None and row_tokens is not None:
+        scores = scores + row_tokens.mT @ basis.vectors[:, 0, None]
+    weights = F.pad(scores, (0, 0, 0, 1)).softmax(2)[:, :, :-1].flatten(1, 2)
+    parts = [weights, torch.ones_like(weights[:, :1])]
+    if basis is not None:
+        parts.insert(0, basis.vectors[:, 0])
+    vectors = torch.cat(parts, dim=1)  # [B, R', N]
+    scales = (
+        vectors.new_ones(len(vectors), vectors.shape[2]) if basis is None else basis.scales[:, 0]
+    )
+    keys = scales[:, None] * norm.base + rows.mT @ vectors
+    by = (keys.square().mean(1) + norm.eps).rsqrt()
+    return Basis((vectors * by[:, None])[:, None], (scales * by)[:, None])
+
+
+def upscale_masks(
+    base: Tensor,  # [tiles, 4 M, P], the first convolution of the base, centred as its offsets
+    basis: Basis,
+    rows: Tensor,  # [B, R, 4 M], that of the vectors' rows
+    upscaling: Upscaling,
+    vectors: Tensor,  # [masks, K]
+    counts: Tensor,  # int64 [B], masks of each prompt
+    size: tuple[int, int],
+) -> Tensor:
+    """Masks `[masks, 4 height, 4 width]`: both convolutions, then the product with each vector."""
+    middle, _, channels = upscaling.weight.shape
+    height, width = size
+    x = basis.scales * base + rows.mT @ basis.vectors[:, 0] + upscaling.offsets[:, None]
+    x = x.unflatten(1, (4, middle))
+    x = x * (x.square().mean(2, keepdim=True) + upscaling.eps).rsqrt()
+    x = F.gelu(x * upscaling.norm_weight[:, None] + upscaling.norm_bias[:, None])
+    z = (upscaling.weight.flatten(1).mT @ x).unflatten(2, (4, channels))
+    z = F.gelu(z + upscaling.bias[:, None])  # [B, 4, 4, K, N]
+    of_mask = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    masks = torch.einsum("mk,mijkn->mijn", vectors, z[of_mask])
+    masks = masks.reshape(-1, 2, 2, 2, 2, height, width).permute(0, 5, 1, 3, 6, 2, 4)
+    return masks.reshape(-1, 4 * height, 4 * width)
+
+
+def _mapped(shared: SharedMap, basis: Basis | None) -> Tensor:
+    """What the base contributes to a linear map of the keys: `[B or 1, h d, N]`."""
+    mapped = shared.base if basis is None else basis.scales * shared.base
+    return mapped if shared.offsets is None else mapped + shared.offsets

@@ -1,0 +1,627 @@
+"""SAM's mask decoder for many prompts of one image: what they share is computed once.
+
+The algebra is exact; only rounding differs. N positions, C channels, h heads of d, T tokens; J
+subtracts the mean over the channels; Wo, bo are an attention's output projection, g, b a
+LayerNorm's weight and bias, PE the positional encoding. E `[N, C]`, the image with a dense map that
+all prompts share, is the keys before the first block.
+
+1. In a block the image attends to the tokens: softmax weights P `[N, h T]` times values v,
+   projected. The weights of a head sum to 1, so that the last token's can be left out: with values
+   less that token's, P has h (T - 1) columns, and what the last token adds is the same everywhere.
+   Before the LayerNorm the keys are, centred,
+
+       z1 = A1 + [P0, 1] R1,   A1 = (E + bo0) J,   R1 = [v0_h Wo0_h; v0_last Wo0] J.
+
+   What the values' bias gives is the same everywhere too and is left to bo0: it may be large and
+   bo0 may take it away again. A softmax over tokens does not change when one's scores are
+   subtracted.
+2. LayerNorm divides by the deviation: with r = 1 / sqrt(var + eps), keys1 = r z1 g + b, and
+   `C var = |A1|^2 + 2 X A1.R1 + X (R1 R1^T) X^T`, X = [P0, 1]. R1 is the values times a matrix, and
+   so A1.R1 is the values times what is computed once. Where these terms cancel, z1 itself is
+   computed.
+3. A linear map M of keys1 is `r (A1 g M) + (r X) (R1 g M) + b M`. A1 g M is shared; R1 g M is the
+   values times a small matrix. So are the scores of the next attentions computed, and its output,
+   as the sum over positions commutes with M. What is the same at every position drops out of a
+   softmax over positions.
+4. The second block: with A2 = A1 g J,
+
+       z2 = r A2 + [r X, P1, 1] [R1 g J; v1_h Wo1_h J; (v1_last Wo1 + bo1 + b) J],
+
+   which has the form of z1 again: a scale times a shared base, and a basis `[N, 2 h (T - 1) + 2]`
+   times a few rows. The last attention and the first transposed convolution are linear maps of it.
+5. The tokens whose output is used are those of the quality and of the masks that are returned, and
+   the quality is known before any mask is upscaled.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from evsam_kernels.nn.folded import FoldedBlock
+from evsam_kernels.ops.kept import kept
+from evsam_kernels.ops.layout import accumulation_dtype
+from evsam_kernels.ops.registry import chosen_backend
+from evsam_kernels.ops.shared_mask_decoder.reference import (
+    Basis,
+    Norm,
+    SharedMap,
+    Upscaling,
+    Values,
+)
+from evsam_kernels.sam.mask_decoder import Attention, MaskDecoder
+
+_PROMPTS_AT_ONCE = 16
+"""Bounds the memory: a prompt's basis takes 1.6 MB for one point."""
+_MOST_TOKENS = 17
+"""From there on, P v has fewer columns than P: d = 16 of each head."""
+HEAD_DIM = 16
+"""Channels of a head of the attentions between tokens and image."""
+
+
+class _Weights(NamedTuple):
+    """The decoder's weights, multiplied out.
+
+    A table `[h d + 1, M]` has a row for each channel of a head's values and one that is added to
+    what the last token gives. What makes queries is divided by sqrt(d).
+    """
+
+    constant: Tensor  # [C], added to E
+    to_keys0: Tensor  # [h d, C]
+    to_values0: Tensor
+    to_queries0: Tensor
+    query_biases: tuple[Tensor, Tensor]  # [h d], of either block
+    value_biases: tuple[Tensor, Tensor, Tensor]  # and of the last attention
+    between: Tensor  # [C], g from A1 to A2
+    rows1: Tensor  # table of R1
+    rows2: tuple[Tensor, Tensor]  # tables of the rows that the blocks give to z2
+    maps1: Tensor  # [3 h d, C], of keys1 to keys, values and queries
+    maps2: Tensor  # [2 h d + 4 M, C], of keys2 to keys, values and the upscaling
+    mapped1: Tensor  # the tables under these maps
+    mapped2: tuple[Tensor, Tensor]
+    to_keys1: Tensor  # [h d, C], of the positional encoding
+    to_queries1: Tensor
+    to_keys2: Tensor
+    eps: tuple[float, float]
+    upscaling: Upscaling
+    wide: MaskDecoder | None
+    """The decoder at the dtype in which it computes; None where it has that dtype itself."""
+
+
+class _Image(NamedTuple):
+    """What all prompts of an image share."""
+
+    weights: _Weights
+    size: tuple[int, int]
+    keys: tuple[SharedMap, SharedMap, SharedMap]
+    values: tuple[Tensor, Tensor, Tensor]
+    queries: tuple[SharedMap, SharedMap]
+    features: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+    norms: tuple[Norm, Norm]
+    upscaling: Tensor
+
+
+class _Described(NamedTuple):
+    """An image's state, and what it was made of."""
+
+    state: _Image
+    backend: str
+    embedding: Tensor | int  # A version, or the values of what has none.
+    layout: tuple[Any, ...]
+    pe: Tensor
+    dense: Tensor
+
+    def holds(self, other: _Described) -> bool:
+        return (
+            self.state.weights is other.state.weights
+            and self.backend == other.backend
+            and self.layout == other.layout
+            and _equal(self.embedding, other.embedding)
+            and torch.equal(self.pe, other.pe)
+            and torch.equal(self.dense, other.dense)
+        )
+
+
+class SharedMaskDecoder(FoldedBlock, MaskDecoder):
+    """A `MaskDecoder` for inference; prompts of one image share what does not depend on them.
+
+    Arguments, results and state are those of `MaskDecoder`. It computes in float32 (float64 for
+    float64) whatever its dtype. What an image's prompts share is kept for as long as the image
+    embedding is there; `set_image` makes it ahead of the first prompt.
+
+    Prompts with dense maps of their own (masks), of more than 12 points or on several images, those
+    that need gradients, and those where no kernel runs and none was asked for, take the plain path.
+    So does a single prompt on an image that was not set. `torch.compile` has a break in its graph
+    at the shared path.
+
+    Args:
+        decoder: whose modules it takes over; depth 2.
+        backend: "auto", or the backend that must run the shared path.
+    """
+
+    operation = "shared_mask_decoder"
+
+    def __init__(self, decoder: MaskDecoder, *, backend: str = "auto") -> None:
+        nn.Module.__init__(self)  # MaskDecoder's own would make modules.
+        self.backend = backend
+        for name, child in decoder.named_children():
+            setattr(self, name, child)
+        self.transformer_dim = decoder.transformer_dim
+        self.num_multimask_outputs = decoder.num_multimask_outputs
+        self.num_mask_tokens = decoder.num_mask_tokens
+        self.requires_grad_(False)
+
+    def extra_repr(self) -> str:
+        return f"backend={self.backend}"
+
+    @torch.no_grad()
+    def set_image(
+        self, image_embeddings: Tensor, image_pe: Tensor, dense_prompt_embeddings: Tensor
+    ) -> None:
+        """Compute what the prompts of an image share, for the calls to come.
+
+        Args:
+            image_embeddings: `[1, C, h, w]`, as it will be given with the prompts.
+            image_pe: `[1, C, h, w]`.
+            dense_prompt_embeddings: `[1, C, h, w]`, that of prompts without a mask.
+        """
+        dense = dense_prompt_embeddings[:1]
+        if self._can_share(image_embeddings, image_pe, self.num_mask_tokens + 1):
+            with torch.autocast(image_embeddings.device.type, enabled=False):
+                self._image(image_embeddings, image_pe, dense, make=True)
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """See `MaskDecoder.forward`."""
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        return self._decode(
+            image_embeddings,
+            image_pe,
+            sparse_prompt_embeddings,
+            dense_prompt_embeddings,
+            range(self.num_mask_tokens)[chosen],
+        )
+
+    def predict_masks(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """See `MaskDecoder.predict_masks`."""
+        return self._decode(
+            image_embeddings,
+            image_pe,
+            sparse_prompt_embeddings,
+            dense_prompt_embeddings,
+            range(self.num_mask_tokens),
+        )
+
+    def decode_above(
+        self,
+        threshold: float,
+        *,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, but only masks whose predicted IoU exceeds a threshold are upscaled.
+
+        Returns:
+            Mask logits `[K, 4 h, 4 w]` of those, prompt by prompt, and predicted IoU `[B, M]` of
+            all, the one compared with the threshold.
+        """
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        inputs = (
+            image_embeddings,
+            image_pe,
+            sparse_prompt_embeddings,
+            dense_prompt_embeddings,
+            range(self.num_mask_tokens)[chosen],
+        )
+        shared = self._shared(*inputs, keep=lambda iou: iou.float() > threshold)
+        if shared is not None:
+            return shared
+        masks, iou = self._plain(*inputs)
+        return masks[iou.float() > threshold], iou
+
+    def _decode(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        shared = self._shared(*inputs, keep=lambda iou: torch.ones_like(iou, dtype=torch.bool))
+        if shared is None:
+            return self._plain(*inputs)
+        masks, iou = shared
+        return masks.unflatten(0, iou.shape), iou
+
+    def _plain(
+        self, image: Tensor, pe: Tensor, sparse: Tensor, dense: Tensor, chosen: range
+    ) -> tuple[Tensor, Tensor]:
+        masks, iou = MaskDecoder.predict_masks(self, image, pe, sparse, dense)
+        return masks[:, chosen.start : chosen.stop], iou[:, chosen.start : chosen.stop]
+
+    @torch.compiler.disable  # What is kept with an image is no matter for a graph.
+    def _shared(
+        self,
+        image: Tensor,
+        pe: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        chosen: range,
+        keep: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor] | None:
+        """Masks `[K, 4 h, 4 w]` of those that `keep` picks by their IoU, and IoU `[B, M]` of all.
+
+        None where the prompts have to take the plain path.
+        """
+        batch = sparse.shape[0]
+        if (
+            batch == 0
+            or not (dense.shape[0] == 1 or dense.stride(0) == 0)
+            or not self._can_share(image, pe, 1 + self.num_mask_tokens + sparse.shape[1])
+            or (torch.is_grad_enabled() and any(x.requires_grad for x in (image, sparse, dense)))
+        ):
+            return None
+        with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
+            state = self._image(image, pe, dense[:1], make=batch > 1)
+            if state is None:
+                return None
+            decoder = state.weights.wide or self
+            learned = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+            masks, scores = [], []
+            for prompts in sparse.to(learned.dtype).split(_PROMPTS_AT_ONCE):
+                tokens = torch.cat([learned.expand(len(prompts), -1, -1), prompts], dim=1)
+                decoded, iou = self._decode_some(state, decoder, tokens, chosen, keep)
+                masks.append(decoded.to(self.dtype))
+                scores.append(iou)
+            return torch.cat(masks), torch.cat(scores).to(self.dtype)
+
+    def _stages(self, device: torch.device) -> tuple[str, Any]:
+        """The backend that runs the stages, and its functions."""
+        name = chosen_backend(self.operation, self.backend, device.type, self.dtype)
+        return name, importlib.import_module(f"evsam_kernels.ops.{self.operation}.{name}")
+
+    def _can_share(self, image: Tensor, pe: Tensor, tokens: int) -> bool:
+        if image.shape[0] != 1 or pe.shape[0] != 1 or tokens > _MOST_TOKENS:
+            return False
+        return self.backend != "auto" or self._stages(image.device)[0] != "reference"
+
+    def _image(self, image: Tensor, pe: Tensor, dense: Tensor, *, make: bool) -> _Image | None:
+        """What the prompts of an image share: what is kept, or made anew where `make` allows it."""
+        weights = kept(list(self.parameters()), (self.operation,), lambda: _multiplied_out(self))
+        backend, stages = self._stages(image.device)
+        uniform = dense.stride()[2:] == (0, 0)  # No mask: the same everywhere.
+        asked = _Described(
+            state=_Image(weights, *[None] * 7),  # type: ignore[arg-type]
+            backend=backend,
+            embedding=image if image.is_inference() else image._version,
+            layout=(image.dtype, image.shape, image.stride(), image.storage_offset()),
+            pe=pe,
+            dense=dense[:, :, :1, :1] if uniform else dense,
+        )
+        # A slice of a batch of embeddings is made anew by every call; what it is a slice of is not.
+        owner = image if image._base is None else image._base
+        with _lock:
+            of_owner = _images.get(owner, {})
+            found = of_owner.get(asked.layout)
+            if found is not None and found.holds(asked):
+                return found.state
+            if not make:
+                return None
+            state = _shared_by_prompts(weights, stages, image, pe, dense)
+            if uniform:
+                own = asked.embedding
+                _images.setdefault(owner, {})[asked.layout] = asked._replace(
+                    state=state,
+                    embedding=own.clone() if isinstance(own, Tensor) else own,
+                    pe=pe.clone(),
+                    dense=asked.dense.clone(),
+                )
+            return state
+
+    def _decode_some(
+        self,
+        image: _Image,
+        decoder: Any,
+        prompt: Tensor,  # [B, T, C]
+        chosen: range,
+        keep: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        weights, stages = image.weights, self._stages(prompt.device)[1]
+        transformer = decoder.transformer
+        first, second = transformer.layers
+        positions = image.size[0] * image.size[1]
+
+        def attended(
+            attention: Attention,
+            level: int,
+            tokens: Tensor,
+            basis: Basis | None,
+            mapped: Tensor | None,
+        ) -> Tensor:
+            """Attention to the keys after `level` blocks; `mapped` `[B, R, 2 h d]`, the rows'."""
+            heads, scale = attention.num_heads, HEAD_DIM**-0.5
+            queries = (attention._heads(attention.q_proj(tokens)) * scale).mT
+            row_queries = row_values = None
+            if mapped is not None:
+                row_keys, row_values = mapped.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+                row_queries = row_keys @ queries
+            shared, of_basis = stages.attend_keys(
+                queries, image.keys[level], image.values[level], basis, row_queries, positions
+            )
+            if row_values is not None:
+                shared = shared + of_basis @ row_values
+            joined = shared.transpose(1, 2).flatten(2) + weights.value_biases[level]
+            out: Tensor = attention.out_proj(joined)
+            return out
+
+        # First block.
+        tokens = first.norm1(first.self_attn(prompt, prompt, prompt))
+        tokens = first.norm2(
+            tokens + attended(first.cross_attn_token_to_image, 0, tokens + prompt, None, None)
+        )
+        tokens = first.norm3(tokens + first.mlp(tokens))
+        back = first.cross_attn_image_to_token
+        values0 = _Differences.between(back._heads(F.linear(tokens, back.v_proj.weight)))
+        rows = values0.rows(weights.rows1)
+        basis = stages.update_keys(
+            _Differences.between(back._heads(back.k_proj(tokens + prompt))).others.mT,
+            image.queries[0],
+            None,
+            None,
+            [values0.on(image.features[0][0])],
+            image.norms[0],
+            rows,
+            _pairs(rows),
+        )
+
+        # Second block.
+        mapped = values0.rows(weights.mapped1)
+        of_queries = mapped.shape[2] // 3
+        q = tokens + prompt
+        tokens = second.norm1(tokens + second.self_attn(q, q, tokens))
+        tokens = second.norm2(
+            tokens
+            + attended(
+                second.cross_attn_token_to_image,
+                1,
+                tokens + prompt,
+                basis,
+                mapped[:, :, : 2 * of_queries],
+            )
+        )
+        tokens = second.norm3(tokens + second.mlp(tokens))
+        back = second.cross_attn_image_to_token
+        values1 = _Differences.between(back._heads(F.linear(tokens, back.v_proj.weight)))
+        keys1 = _Differences.between(back._heads(back.k_proj(tokens + prompt))).others.mT
+        rows = torch.cat(
+            [values.rows(of) for values, of in zip((values0, values1), weights.rows2, strict=True)],
+            dim=1,
+        )
+        row_queries = mapped[:, :, 2 * of_queries :].unflatten(2, (keys1.shape[1], -1))
+        basis = stages.update_keys(
+            keys1,
+            image.queries[1],
+            basis,
+            row_queries.transpose(1, 2) @ keys1,
+            [
+                values.on(features)
+                for values, features in zip((values0, values1), image.features[1], strict=True)
+            ],
+            image.norms[1],
+            rows,
+            _pairs(rows),
+        )
+
+        # The last attention, of the tokens that are used.
+        mapped = torch.cat(
+            [
+                values.rows(of)
+                for values, of in zip((values0, values1), weights.mapped2, strict=True)
+            ],
+            dim=1,
+        )
+        used = [0, *(1 + index for index in chosen)]
+        tokens = tokens[:, used]
+        tokens = transformer.norm_final_attn(
+            tokens
+            + attended(
+                transformer.final_attn_token_to_image,
+                2,
+                tokens + prompt[:, used],
+                basis,
+                mapped[:, :, : 2 * of_queries],
+            )
+        )
+        iou = decoder.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
+        kept_masks = keep(iou.to(self.dtype))
+        vectors = torch.stack(
+            [
+                decoder.output_hypernetworks_mlps[index](tokens[:, 1 + place])
+                for place, index in enumerate(chosen)
+            ],
+            dim=1,
+        )
+        masks = stages.upscale_masks(
+            image.upscaling,
+            basis,
+            mapped[:, :, 2 * of_queries :],
+            weights.upscaling,
+            vectors[kept_masks],
+            kept_masks.sum(dim=1),
+            image.size,
+        )
+        return masks, iou
+
+
+class _Differences(NamedTuple):
+    """Keys or values of tokens less those of the last one, and those of the last one."""
+
+    others: Tensor  # [B, h, T - 1, d]
+    last: Tensor  # [B, h d]
+
+    @staticmethod
+    def between(x: Tensor) -> _Differences:
+        """From `[B, h, T, d]`."""
+        return _Differences(x[:, :, :-1] - x[:, :, -1:], x[:, :, -1].flatten(1))
+
+    def rows(self, table: Tensor) -> Tensor:
+        """What a table `[h d + 1, M]` makes of them: `[B, h (T - 1) + 1, M]`."""
+        batch, heads, others, _ = self.others.shape
+        of_heads = table[:-1].unflatten(0, (heads, -1))
+        # One product per head, for all prompts.
+        grouped = self.others.transpose(0, 1).flatten(1, 2) @ of_heads
+        rows = grouped.unflatten(1, (batch, others)).transpose(0, 1).flatten(1, 2)
+        last = torch.addmm(table[-1], self.last, table[:-1])
+        return torch.cat([rows, last[:, None]], dim=1)
+
+    def on(self, features: Tensor) -> Values:
+        """With the features of a base, as kernels want them."""
+        one = self.last.new_ones(len(self.last), 1)
+        return Values(self.others.mT, torch.cat([self.last, one], dim=1), features)
+
+
+def _pairs(rows: Tensor) -> Tensor:
+    """Products of all pairs of rows `[B, R, C]`, every pair once: lower triangle of `[B, R, R]`."""
+    gram = rows @ rows.mT
+    return gram.tril() + gram.tril(-1)
+
+
+def _centred(x: Tensor, dim: int = -1) -> Tensor:
+    return x - x.mean(dim, keepdim=True)
+
+
+@torch.no_grad()
+def _multiplied_out(decoder: MaskDecoder) -> _Weights:
+    stored = decoder.iou_token.weight.dtype
+    dtype = accumulation_dtype(stored)
+    exact: Any = copy.deepcopy(decoder).double()
+    first, second = exact.transformer.layers
+    final = exact.transformer.final_attn_token_to_image
+    to0, back0 = first.cross_attn_token_to_image, first.cross_attn_image_to_token
+    to1, back1 = second.cross_attn_token_to_image, second.cross_attn_image_to_token
+    g0, b0, g1, b1 = first.norm4.weight, first.norm4.bias, second.norm4.weight, second.norm4.bias
+    conv, norm, _, conv2, _ = exact.output_upscaling
+    scale = HEAD_DIM**-0.5
+
+    def table(attention: Any, constant: Tensor) -> Tensor:
+        return _centred(torch.cat([attention.out_proj.weight.mT, constant[None]]))
+
+    # Centred, the mean over the channels of a pixel need not be subtracted.
+    upscale = _centred(conv.weight.permute(2, 3, 1, 0), dim=2).flatten(0, 2)  # [4 M, C]
+    rows1 = table(back0, torch.zeros_like(b0))
+    rows2 = _centred(rows1 * g0), table(back1, b0 + back1.out_proj(back1.v_proj.bias))
+    maps1 = torch.cat([to1.k_proj.weight, to1.v_proj.weight, back1.q_proj.weight * scale]) * g0
+    maps2 = torch.cat([final.k_proj.weight, final.v_proj.weight, upscale]) * g1
+
+    def rounded(x: Tensor) -> Tensor:
+        return x.to(dtype).contiguous()
+
+    return _Weights(
+        constant=rounded(back0.out_proj(back0.v_proj.bias)),
+        to_keys0=rounded(to0.k_proj.weight),
+        to_values0=rounded(to0.v_proj.weight),
+        to_queries0=rounded(back0.q_proj.weight * scale),
+        query_biases=(rounded(back0.q_proj.bias * scale), rounded(back1.q_proj(b0) * scale)),
+        value_biases=(
+            rounded(to0.v_proj.bias),
+            rounded(to1.v_proj(b0)),
+            rounded(final.v_proj(b1)),
+        ),
+        between=rounded(g0),
+        rows1=rounded(rows1),
+        rows2=(rounded(rows2[0]), rounded(rows2[1])),
+        maps1=rounded(maps1),
+        maps2=rounded(maps2),
+        mapped1=rounded(rows1 @ maps1.mT),
+        mapped2=(rounded(rows2[0] @ maps2.mT), rounded(rows2[1] @ maps2.mT)),
+        to_keys1=rounded(to1.k_proj.weight),
+        to_queries1=rounded(back1.q_proj.weight * scale),
+        to_keys2=rounded(final.k_proj.weight),
+        eps=(first.norm4.eps, second.norm4.eps),
+        upscaling=Upscaling(
+            rounded(upscale @ b1 + _centred(conv.bias).repeat(4)),
+            rounded(norm.weight),
+            rounded(norm.bias),
+            norm.eps,
+            rounded(conv2.weight.permute(0, 2, 3, 1).flatten(1, 2)),
+            rounded(conv2.bias),
+        ),
+        wide=None if dtype == stored else exact.to(dtype),
+    )
+
+
+def _shared_by_prompts(
+    weights: _Weights, stages: Any, image: Tensor, pe: Tensor, dense: Tensor
+) -> _Image:
+    """`image`, `pe` and `dense` `[1, C, h, w]`."""
+    dtype = weights.maps1.dtype
+    tiled: Callable[[Tensor], Tensor] = stages.tiled
+    e = (image.to(dtype) + dense.to(dtype)).flatten(2)[0]  # [C, N]
+    p = pe.to(dtype).flatten(2)[0]
+    inner = weights.to_keys0.shape[0]
+
+    def values(mapped: Tensor) -> Tensor:
+        return tiled(mapped).transpose(1, 2).flatten(0, 1).contiguous()  # [tiles P, h d]
+
+    def split(maps: Tensor, sizes: list[int], base: Tensor) -> tuple[Tensor, ...]:
+        return (maps @ base).split(sizes)
+
+    def norm(base: Tensor, eps: float) -> Norm:
+        return Norm(tiled(base), tiled(base.square().sum(0)), eps)
+
+    queries0 = torch.addmm(weights.query_biases[0][:, None], weights.to_queries0, e + p)
+    a1 = _centred(e + weights.constant[:, None], dim=0)
+    features1, keys1, values1, queries1 = split(
+        torch.cat([weights.rows1, weights.maps1]), [inner + 1, inner, inner, inner], a1
+    )
+    offsets1 = torch.addmm(weights.query_biases[1][:, None], weights.to_queries1, p)
+    a2 = _centred(weights.between[:, None] * a1, dim=0)
+    features2a, features2b, keys2, values2, upscaling = split(
+        torch.cat([*weights.rows2, weights.maps2]),
+        [inner + 1, inner + 1, inner, inner, len(weights.maps2) - 2 * inner],
+        a2,
+    )
+    return _Image(
+        weights=weights,
+        size=(image.shape[2], image.shape[3]),
+        keys=(
+            SharedMap(tiled(weights.to_keys0 @ (e + p)), None),
+            SharedMap(tiled(keys1), tiled(weights.to_keys1 @ p)),
+            SharedMap(tiled(keys2), tiled(weights.to_keys2 @ p)),
+        ),
+        values=(values(weights.to_values0 @ e), values(values1), values(values2)),
+        queries=(
+            SharedMap(tiled(queries0), None),
+            SharedMap(tiled(queries1), tiled(offsets1)),
+        ),
+        features=((tiled(features1),), (tiled(features2a), tiled(features2b))),
+        norms=(norm(a1, weights.eps[0]), norm(a2, weights.eps[1])),
+        upscaling=tiled(upscaling),
+    )
+
+
+def _equal(one: Tensor | int, other: Tensor | int) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return one is other if isinstance(one, Tensor) or isinstance(other, Tensor) else one == other
+
+
+_images: Any = WeakTensorKeyDictionary()
+"""By embedding, or what it is a slice of: what its prompts share, by the slice's layout."""
+_lock = threading.Lock()
