@@ -1,9 +1,10 @@
-"""Builds the C++ extension modules; pyproject.toml declares everything else about the package.
+"""Builds the C++ extension modules and the CUDA kernels; pyproject.toml declares everything else.
 
-They are `_cpu`, the kernels, and `_simt`, the executor of GPU kernels. EVSAM_BUILD_CPU says what to
-do about them: 0 leaves them out, 1 builds them or fails, auto (the default) builds them where there
-is a working compiler and otherwise says why not. What happened is recorded in
-`evsam_kernels/build_info.json`.
+The modules are `_cpu`, the kernels, and `_simt`, the executor of GPU kernels. EVSAM_BUILD_CPU says
+what to do about them: 0 leaves them out, 1 builds them or fails, auto (the default) builds them
+where there is a working compiler and otherwise says why not. EVSAM_BUILD_CUDA says the same of the
+CUDA kernels, which nvcc compiles to files that need no nvcc where they are used. What happened is
+recorded in `evsam_kernels/build_info.json`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -45,8 +47,15 @@ ISA_FLAGS = {
 }
 
 
+NVCC_FLAGS = "-std=c++20"
+# The least that the instructions need, and compute capabilities that get machine code of their own.
+PTX_VERSION = "7.0"
+PTX_ARCH = 80
+CUBIN_ARCHS = (80, 86, 89, 90, 100, 120)
+
+
 class CannotBuildError(Exception):
-    """The C++ kernels cannot be built here; the message says what is missing."""
+    """Kernels cannot be built here; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -183,13 +192,90 @@ def compile_modules(toolchain: Toolchain) -> dict[str, Path]:
     return libraries
 
 
+def find_nvcc() -> Path:
+    """NVIDIA's compiler, of the system or of PyPI.
+
+    Raises:
+        CannotBuildError: there is none, or no ninja.
+    """
+    # The package itself cannot be imported before it is built; this file of it stands alone.
+    path = Path("evsam_kernels/simt/toolchain.py")
+    spec = importlib.util.spec_from_file_location("toolchain", path)
+    assert spec is not None and spec.loader is not None
+    toolchain = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(toolchain)
+    if importlib.util.find_spec("ninja") is None:
+        raise CannotBuildError("ninja is missing: pip install ninja")
+    try:
+        return toolchain.find("nvcc")[0]
+    except toolchain.ToolNotFoundError as error:
+        raise CannotBuildError(str(error)) from error
+
+
+def compile_cuda(setting: str) -> list[Path] | str:
+    """Compile the CUDA kernels as far as they changed; the files, or the reason for leaving them.
+
+    Raises:
+        SystemExit: `setting` is not 0, 1 or auto, or it is 1 and they cannot be built.
+    """
+    if setting not in ("0", "1", "auto"):
+        raise SystemExit(f"EVSAM_BUILD_CUDA must be 0, 1 or auto, got {setting!r}")
+    if setting == "0":
+        return "EVSAM_BUILD_CUDA=0"
+    try:
+        nvcc = find_nvcc()
+    except CannotBuildError as error:
+        if setting == "1":
+            raise SystemExit(f"EVSAM_BUILD_CUDA=1, but {error}") from None
+        return str(error)
+    folder = Path("build", "cuda")
+    rules = [f"builddir = {folder}", "rule nvcc", "  depfile = $out.d", "  deps = gcc"]
+    rules += [f"  command = {nvcc} {NVCC_FLAGS} $flags -MD -MF $out.d -o $out $in"]
+    images = []
+    for source in sorted(Path("csrc/cuda").glob("*.cu")):
+        outputs = {f"{source.stem}.ptx": f"-ptx -arch=sm_{PTX_ARCH}"}
+        outputs |= {f"{source.stem}.sm_{n}.cubin": f"-cubin -arch=sm_{n}" for n in CUBIN_ARCHS}
+        for name, flags in outputs.items():
+            images.append(folder / name)
+            rules += [f"build {images[-1]}: nvcc {source}", f"  flags = {flags}"]
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.joinpath("build.ninja").write_text("\n".join([*rules, ""]))
+    try:
+        subprocess.run([sys.executable, "-m", "ninja", "-f", folder / "build.ninja"], check=True)
+    except subprocess.CalledProcessError as error:
+        if setting == "1":
+            raise SystemExit("EVSAM_BUILD_CUDA=1, but nvcc fails: see above") from error
+        return f"{nvcc} fails"
+    return images
+
+
+def install_images(images: list[Path], folder: Path) -> None:
+    """Put compiled CUDA kernels, and no older ones, into the package."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for image in images:
+        if image.suffix == ".ptx":
+            # nvcc writes its own version, which older drivers do not know.
+            text = re.sub(
+                r"^\.version .*", f".version {PTX_VERSION}", image.read_text(), flags=re.M
+            )
+            folder.joinpath(image.name).write_text(text)
+        else:
+            shutil.copy(image, folder)
+
+
 class BuildNative(build_ext):
-    """Builds the C++ extension modules or leaves them out, and records which."""
+    """Builds the C++ extension modules and CUDA kernels or leaves them out, and records which."""
 
     def run(self) -> None:
+        images = compile_cuda(os.environ.get("EVSAM_BUILD_CUDA", "auto"))
         decision = decide(os.environ.get("EVSAM_BUILD_CPU", "auto"))
         built = isinstance(decision, Toolchain)
-        record = {"version": self.distribution.get_version(), "cpu_built": built}
+        record = {
+            "version": self.distribution.get_version(),
+            "cpu_built": built,
+            "cuda_reason": images if isinstance(images, str) else "",
+        }
         fresh = compile_modules(decision) if built else {}
         for extension in self.extensions:
             library = Path(self.get_ext_fullpath(extension.name))
@@ -204,6 +290,9 @@ class BuildNative(build_ext):
         else:
             record["cpu_reason"] = decision
             print(f"evsam-kernels: leaving out the C++ kernels: {decision}", file=sys.stderr)
+        install_images(images if isinstance(images, list) else [], library.parent / "cuda/images")
+        if isinstance(images, str):
+            print(f"evsam-kernels: leaving out the CUDA kernels: {images}", file=sys.stderr)
         (library.parent / "build_info.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

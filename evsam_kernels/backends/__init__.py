@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from evsam_kernels import cuda
 from evsam_kernels.backends import build_info
 from evsam_kernels.simt import emulation
 
@@ -62,16 +63,21 @@ def _triton_unavailable() -> str | None:
         importlib.import_module("triton")
     except ImportError as error:
         return f"Triton cannot be imported ({error}); pip install triton"
-    if emulation.current() is None and not torch.cuda.is_available():
-        return (
-            "PyTorch finds no GPU; its kernels can be run without one in "
-            "`with evsam_kernels.simt.emulate():`"
-        )
-    return None
+    return _no_gpu()
 
 
 def _cuda_unavailable() -> str | None:
-    if emulation.current() is None:
+    if not cuda.images():
+        reason = build_info.read().cuda_reason or "their files are missing"
+        return (
+            f"the CUDA kernels were not compiled ({reason}); install nvcc, as with "
+            "pip install 'evsam-kernels[cuda]', and reinstall with EVSAM_BUILD_CUDA=1"
+        )
+    return _no_gpu()
+
+
+def _no_gpu() -> str | None:
+    if emulation.current() is None and not torch.cuda.is_available():
         return (
             "PyTorch finds no GPU; its kernels can be run without one in "
             "`with evsam_kernels.simt.emulate():`"
@@ -121,7 +127,7 @@ def auto_order(device_type: str) -> tuple[str, ...]:
 
     The executor is slower than anything: what it emulates runs where it is asked for by name.
     """
-    fastest_first = ("triton", "cpu", "reference")
+    fastest_first = ("cuda", "triton", "cpu", "reference")
     return tuple(
         name
         for name in fastest_first
