@@ -138,7 +138,7 @@ def auto_order(device_type: str) -> tuple[str, ...]:
 
     The executor is slower than anything: what it emulates runs where it is asked for by name.
     """
-    fastest_first = ("triton", "cpu", "reference")
+    fastest_first = ("triton", "cuda", "cpu", "reference")
     return tuple(
         name
         for name in fastest_first

@@ -101,7 +101,8 @@ def _device(kernel: str, arguments: Sequence[tuple[str, Tensor | int | float | N
 
 def _parameters(arguments: Sequence[tuple[str, Tensor | int | float | None]]) -> bytes:
     """The arguments as a kernel finds them in memory, aligned as in C."""
-    kinds, values = "@", []
+    kinds = "@"
+    values: list[int | float] = []
     for _, value in arguments:
         if value is None or isinstance(value, Tensor):
             kinds += "P"
