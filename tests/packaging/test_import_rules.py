@@ -16,8 +16,8 @@ PACKAGE = "evsam_kernels"
 # Lowest first. A room imports itself and lower ones, and not its neighbour on the same floor.
 FLOORS = (
     ("simt",),
-    ("cuda",),
     ("backends",),
+    ("cuda",),
     ("ops",),
     ("nn", "numerics"),
     ("sam",),
