@@ -1,11 +1,11 @@
 // Aggregation at every scale and attention of `multi_scale_attention`, in one launch or in two.
 //
-// qkv is [B, H, W, heads * 3 * D], out [B, H, W, (1 + scales) * heads * D]. A block has one head of
-// one image and a tile of its tokens, with the halo that the depthwise convolution needs, in shared
-// memory at the storage type; of a tile of all tokens nothing but qkv is read and nothing but out is
-// written. Where there are several tiles, a first launch leaves each tile's state, from k and v, in
-// global memory, and a second adds them in order and computes the output, from q: each reads its own
-// part of qkv, so that nothing is filtered twice but halos.
+// qkv is [B, H, W, heads * 3 * D], out [B, H, W, (1 + scales) * heads * D]. A block has one head
+// of one image and a tile of its tokens, with the halo that the depthwise convolution needs, in
+// shared memory at the storage type; of a tile of all tokens nothing but qkv is read and nothing
+// but out is written. Where there are several tiles, a first launch leaves each tile's state, from
+// k and v, in global memory, and a second adds them in order and computes the output, from q: each
+// reads its own part of qkv, so that nothing is filtered twice but halos.
 //
 // What is filtered, aggregated and summed is float32; products round their operands to TF32, which
 // has float32's range and no fewer bits than the 16-bit types, or are sums of three (float32). The
@@ -19,9 +19,9 @@ using namespace evsam;
 
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kRows = 16 * kWarps;  // tokens of a step: 16 to a warp
+// Of a block, which takes 16 tokens a warp in a step; long rows leave no room for more.
+template <int D>
+inline constexpr int kWarpsFor = D <= 32 ? 8 : 4;
 
 enum Part { kQ, kK, kV };
 
@@ -62,10 +62,13 @@ __device__ __forceinline__ float relu(float x) { return x < 0 ? 0.0f : x; }  // 
 
 template <typename T, int D, Float32 float32>
 struct Attention {
+  static constexpr int kWarps = kWarpsFor<D>;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kRows = 16 * kWarps;  // tokens of a step
   static constexpr int kPitch = D + 8;
   static constexpr int kSteps = D / 8;
   static constexpr int kQuads = D / 4;
-  static constexpr int kState1 = (D + 8) * kPitch;  // floats of a scale's state: [v and 1, k]
+  static constexpr int kStateSize = (D + 8) * kPitch;  // floats of a scale's state: [v and 1, k]
 
   const T* qkv;
   const T* depth_weight;  // [scales, heads * 3, kernel * kernel, D]
@@ -290,7 +293,7 @@ struct Attention {
     for (int u = 0; u < share; ++u) {
       const int index = warp + u * kWarps;
       if (index >= products) break;
-      float* to = states + scale * kState1 + (index % columns * 8 + 2 * t) * kPitch +
+      float* to = states + scale * kStateSize + (index % columns * 8 + 2 * t) * kPitch +
                   index / columns * 16 + g;
       to[0] = state[u][0], to[kPitch] = state[u][1];
       to[8] = state[u][2], to[kPitch + 8] = state[u][3];
@@ -299,7 +302,7 @@ struct Attention {
 
   // Writes a scale's output of all tokens of the tile, multiplied by `factor`.
   __device__ void attend(int scale, float factor, float eps) {
-    const float* state = states + scale * kState1;
+    const float* state = states + scale * kStateSize;
     for (int first = 16 * warp; first < tile_height * tile_width; first += kRows) {
       float q[kSteps][4], result[kSteps][4];
       values(q, scale, kQ, 0, first);
@@ -338,7 +341,7 @@ struct Attention {
     const int64_t block = (int64_t(image) * heads + head) * gridDim.x + blockIdx.x;
     for (int i = threadIdx.x; i < size; i += kThreads) {
       const int row = i / D % (D + 1), scale = i / (D * (D + 1));
-      parts[block * size + i] = states[scale * kState1 + row * kPitch + i % D];
+      parts[block * size + i] = states[scale * kStateSize + row * kPitch + i % D];
     }
   }
 
@@ -352,7 +355,7 @@ struct Attention {
       for (int tile = 0; row <= D && tile < gridDim.x; ++tile) {
         sum += from[int64_t(tile) * size + (scale * (D + 1) + row) * D + i % D];
       }
-      states[scale * kState1 + row * kPitch + i % D] = sum;
+      states[scale * kStateSize + row * kPitch + i % D] = sum;
     }
   }
 
@@ -393,7 +396,8 @@ struct Attention {
 
 // Dynamic shared memory: the fields of Attention that set_up() places.
 #define EVSAM_KERNEL(name, T, D, float32)                                                          \
-  extern "C" __global__ void __launch_bounds__(kThreads) multi_scale_attention_##name##_##D(       \
+  extern "C" __global__ void __launch_bounds__(32 * kWarpsFor<D>)                                  \
+      multi_scale_attention_##name##_##D(                                                          \
       const T* qkv, const T* depth_weight, const T* depth_bias, const T* group_weight,             \
       const T* group_bias, T* out, float* parts, const float* qkv_largest,                         \
       const float* out_largest, int height, int width, int heads, int scales, int kernel,          \

@@ -24,9 +24,8 @@ from evsam_kernels.ops.mbconv.triton import largest_values
 
 DTYPES = HALF_AND_SINGLE
 
-_HEAD_DIMS = (16, 32, 64)  # that there are kernels for
-_THREADS = 256
-_ROWS = 128  # tokens of a step
+_WARPS = {16: 8, 32: 8, 64: 4}  # of a block, by the head dimensions that there are kernels for
+_SMALL = 256  # tokens of a tile that is not split further: its halo would outweigh it
 _STATE, _OUTPUT = 1, 2  # phases of the kernel
 
 
@@ -50,10 +49,10 @@ def multi_scale_attention(
         return conv_act(
             x.new_empty(0, proj_weight.shape[1], height, width), proj_weight, proj_bias, residual
         )
-    dim = next((dim for dim in _HEAD_DIMS if dim >= head_dim), None)
+    dim = next((dim for dim in _WARPS if dim >= head_dim), None)
     if dim is None:
         raise ValueError(
-            f"multi_scale_attention: head_dim must be at most {_HEAD_DIMS[-1]} with backend "
+            f"multi_scale_attention: head_dim must be at most {max(_WARPS)} with backend "
             f'"cuda", got {head_dim}; use backend="triton"'
         )
     groups = qkv_weight.shape[0] // head_dim
@@ -118,7 +117,7 @@ def _shared(
     """Bytes of shared memory of a block, as the kernel lays it out."""
     pixels = (tile[0] + kernel - 1) * (tile[1] + kernel - 1)
     pitch = dim + 8
-    floats = 2 * kernel * kernel * dim + 2 * dim * pitch + 2 * _ROWS * pitch
+    floats = 2 * kernel * kernel * dim + 2 * dim * pitch + 2 * 16 * _WARPS[dim] * pitch
     floats += (1 + scales) * (dim + 8) * pitch
     return parts * pixels * dim * element + 4 * floats
 
@@ -134,16 +133,13 @@ def _tile(
     element: int,  # bytes
     gpu: Limits,
 ) -> tuple[int, int]:
-    """The largest tile `(height, width)` of which there are enough to give every SM a block.
-
-    No tile is made smaller than a step's tokens for that: its halo would outweigh it.
-    """
+    """The largest tile `(height, width)` of which there are enough to give every SM a block."""
     fitting = []
     for down, across in product(range(1, height + 1), range(1, width + 1)):
         tile = (-(-height // down), -(-width // across))
         if _shared(tile, 2, kernel, dim, scales, element) <= gpu.shared:
             enough = images * down * across >= gpu.multiprocessors
-            small = tile[0] * tile[1] < 2 * _ROWS
+            small = tile[0] * tile[1] <= _SMALL
             fitting.append((not (enough or small), down * across, down + across, tile))
     if not fitting:
         raise ValueError(
@@ -186,7 +182,7 @@ def _attend(
             "multi_scale_attention",
             f"multi_scale_attention_{name}_{dim}",
             (tiles, heads, batch),
-            _THREADS,
+            32 * _WARPS[dim],
             _shared(tile, 2 if phases & _STATE else 1, kernel, dim, scales, element),
             [
                 ("qkv", qkv),
