@@ -318,7 +318,8 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         owner = image if image._base is None else image._base
         with _lock:
             of_owner = _images.get(owner, {})
-            found = of_owner.get(asked.layout)
+            key = id(self), asked.layout  # Another decoder's state would not hold.
+            found = of_owner.get(key)
             if found is not None and found.holds(asked):
                 return found.state
             if not make:
@@ -326,7 +327,7 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
             state = _shared_by_prompts(weights, stages, image, pe, dense)
             if uniform:
                 own = asked.embedding
-                _images.setdefault(owner, {})[asked.layout] = asked._replace(
+                _images.setdefault(owner, {})[key] = asked._replace(
                     state=state,
                     embedding=own.clone() if isinstance(own, Tensor) else own,
                     pe=pe.clone(),
@@ -623,5 +624,5 @@ def _equal(one: Tensor | int, other: Tensor | int) -> bool:
 
 
 _images: Any = WeakTensorKeyDictionary()
-"""By embedding, or what it is a slice of: what its prompts share, by the slice's layout."""
+"""By embedding, or what it is a slice of: what prompts share, by decoder and the slice's layout."""
 _lock = threading.Lock()

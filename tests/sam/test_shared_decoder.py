@@ -251,6 +251,10 @@ def test_what_prompts_share_is_kept_with_the_image(made):
     for index in (0, 1, 0, 1):
         decoder(batch[index : index + 1], pe, tokens, dense, True)
     assert len(made) == 3
+    other = SharedMaskDecoder(plain_decoder(seed=1))
+    for each in (other, decoder, other, decoder):
+        each(image, pe, tokens, dense, True)
+    assert len(made) == 4
 
 
 @pytest.mark.parametrize("change", ["image", "pe", "dense", "weight", "inference image"])

@@ -156,10 +156,12 @@ def upscale_masks(
     x = F.gelu(x * upscaling.norm_weight[:, None] + upscaling.norm_bias[:, None])
     z = (upscaling.weight.flatten(1).mT @ x).unflatten(2, (4, channels))
     z = F.gelu(z + upscaling.bias[:, None])  # [B, 4, 4, K, N]
-    of_mask = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    masks = torch.einsum("mk,mijkn->mijn", vectors, z[of_mask])
-    masks = masks.reshape(-1, 2, 2, 2, 2, height, width).permute(0, 5, 1, 3, 6, 2, 4)
-    return masks.reshape(-1, 4 * height, 4 * width)
+    wanted = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
+    grouped = vectors.new_zeros(*wanted.shape, channels)
+    grouped[wanted] = vectors
+    masks = (grouped[:, None, None] @ z).unflatten(-1, size)  # [B, 4, 4, most, height, width]
+    masks = masks.unflatten(2, (2, 2)).unflatten(1, (2, 2)).permute(0, 5, 6, 1, 3, 7, 2, 4)
+    return masks.reshape(*wanted.shape, 4 * height, 4 * width)[wanted]
 
 
 def _mapped(shared: SharedMap, basis: Basis | None) -> Tensor:
