@@ -283,13 +283,15 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
                 return None
             decoder = state.weights.wide or self
             learned = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-            masks, scores = [], []
+            height, width = (4 * side for side in state.size)
+            masks = learned.new_empty(batch * len(chosen), height, width)
+            scores, done = [], 0
             for prompts in sparse.to(learned.dtype).split(_PROMPTS_AT_ONCE):
                 tokens = torch.cat([learned.expand(len(prompts), -1, -1), prompts], dim=1)
-                decoded, iou = self._decode_some(state, decoder, tokens, chosen, keep)
-                masks.append(decoded.to(self.dtype))
+                iou, count = self._decode_some(state, decoder, tokens, chosen, keep, masks[done:])
                 scores.append(iou)
-            return torch.cat(masks), torch.cat(scores).to(self.dtype)
+                done += count
+            return masks[:done].to(self.dtype), torch.cat(scores).to(self.dtype)
 
     def _stages(self, device: torch.device) -> tuple[str, Any]:
         """The backend that runs the stages, and its functions."""
@@ -342,7 +344,9 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         prompt: Tensor,  # [B, T, C]
         chosen: range,
         keep: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
+        masks: Tensor,
+    ) -> tuple[Tensor, int]:
+        """Writes the masks that `keep` picks; returns IoU `[B, M]` of all and their number."""
         weights, stages = image.weights, self._stages(prompt.device)[1]
         transformer = decoder.transformer
         first, second = transformer.layers
@@ -458,16 +462,17 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
             ],
             dim=1,
         )
-        masks = stages.upscale_masks(
+        wanted = vectors[kept_masks]
+        stages.upscale_masks(
             image.upscaling,
             basis,
             mapped[:, :, 2 * of_queries :],
             weights.upscaling,
-            vectors[kept_masks],
+            wanted,
             kept_masks.sum(dim=1),
-            image.size,
+            masks[: len(wanted)],
         )
-        return masks, iou
+        return iou, len(wanted)
 
 
 class _Differences(NamedTuple):

@@ -329,7 +329,8 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
             results = []
             for threads in (1, 2, 5):
                 torch.set_num_threads(threads)
-                results.append(stage(*arguments))
+                # Masks are written to the last argument.
+                results.append(stage(*arguments) or [arguments[-1].clone()])
             for result in results[1:]:
                 compared.extend(map(torch.equal, result, results[0]))
             return results[0]

@@ -145,11 +145,11 @@ def upscale_masks(
     upscaling: Upscaling,
     vectors: Tensor,  # [masks, K]
     counts: Tensor,  # int64 [B], masks of each prompt
-    size: tuple[int, int],
-) -> Tensor:
-    """Masks `[masks, 4 height, 4 width]`: both convolutions, then the product with each vector."""
+    masks: Tensor,  # [masks, 4 height, 4 width], written to
+) -> None:
+    """Both convolutions, then the product with each mask's vector."""
     middle, _, channels = upscaling.weight.shape
-    height, width = size
+    height, width = (side // 4 for side in masks.shape[1:])
     x = basis.scales * base + rows.mT @ basis.vectors[:, 0] + upscaling.offsets[:, None]
     x = x.unflatten(1, (4, middle))
     x = x * (x.square().mean(2, keepdim=True) + upscaling.eps).rsqrt()
@@ -159,9 +159,9 @@ def upscale_masks(
     wanted = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
     grouped = vectors.new_zeros(*wanted.shape, channels)
     grouped[wanted] = vectors
-    masks = (grouped[:, None, None] @ z).unflatten(-1, size)  # [B, 4, 4, most, height, width]
-    masks = masks.unflatten(2, (2, 2)).unflatten(1, (2, 2)).permute(0, 5, 6, 1, 3, 7, 2, 4)
-    return masks.reshape(*wanted.shape, 4 * height, 4 * width)[wanted]
+    found = (grouped[:, None, None] @ z).unflatten(-1, (height, width))  # [B, 4, 4, most, h, w]
+    found = found.unflatten(2, (2, 2)).unflatten(1, (2, 2)).permute(0, 5, 6, 1, 3, 7, 2, 4)
+    masks.copy_(found.reshape(*wanted.shape, *masks.shape[1:])[wanted])
 
 
 def _mapped(shared: SharedMap, basis: Basis | None) -> Tensor:
