@@ -145,9 +145,8 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
 
     Prompts with dense maps of their own (masks), of more than 12 tokens (11 points, or 10 and a
     box) or on several images, those that need gradients, and those where no kernel runs and none
-    was asked for, take the plain path.
-    So does a single prompt on an image that was not set. `torch.compile` has a break in its graph
-    at the shared path.
+    was asked for, take the plain path. So does a single prompt on an image that was not set.
+    `torch.compile` has a break in its graph at the shared path.
 
     Args:
         decoder: whose modules it takes over; depth 2.
