@@ -2,18 +2,22 @@
 #include "replay.h"
 
 #include <algorithm>
-#include <queue>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 
 namespace evsam::simt {
 namespace {
 
+constexpr double NEVER = std::numeric_limits<double>::infinity();
+
 struct ReplayWarp {
   int slot;  // of the resident block
   int scheduler;
+  int age = 0;           // warps that began before it
   std::size_t next = 0;  // in the trace
   double time = 0;       // before which it does not issue
+  double due = 0;        // when it has the operands of its next instruction, too; or NEVER
   double copied = 0;     // when the copies of the open group are there
   std::vector<double> groups;
   std::vector<double> ready = std::vector<double>(REPLAY_REGISTERS);
@@ -26,66 +30,99 @@ class Replay {
       : instructions_(instructions),
         trace_(trace),
         options_(options),
-        issued_(options.multiprocessor.schedulers),
-        pipes_(options.multiprocessor.schedulers),
+        schedulers_(options.multiprocessor.schedulers),
         arrived_(options.resident),
         done_(options.resident) {
     const int slots = std::min(options.resident, options.blocks);
-    for (int slot = 0; slot < slots; ++slot) {
-      for (int warp = 0; warp < options.warps; ++warp) {
-        const int number = slot * options.warps + warp;
-        warps_.push_back({.slot = slot, .scheduler = number % options.multiprocessor.schedulers});
-        queue_.emplace(0.0, number);
-      }
+    for (int number = 0; number < slots * options.warps; ++number) {
+      const int scheduler = number % options.multiprocessor.schedulers;
+      warps_.push_back({.slot = number / options.warps, .scheduler = scheduler});
+      schedulers_[scheduler].warps.push_back(number);
     }
+    for (int slot = 0; slot < slots; ++slot) begin(slot, 0);
     waiting_blocks_ = options.blocks - slots;
   }
 
   std::vector<double> run(const std::function<bool()>& interrupted) {
     std::uint64_t steps = 0;
-    while (!queue_.empty()) {
+    for (;;) {
       if (++steps % (1 << 20) == 0 && interrupted()) break;
-      const auto [due, number] = queue_.top();
-      queue_.pop();
-      ReplayWarp& warp = warps_[number];
-      const ReplayInstruction& instruction = instructions_[trace_[warp.next]];
-      const double start = earliest(warp, instruction);
-      if (start > due && !queue_.empty() && queue_.top().first < start) {
-        queue_.emplace(start, number);
-        continue;
+      Turn first;
+      for (const Scheduler& scheduler : schedulers_) {
+        const Turn turn = next_of(scheduler);
+        if (turn.start < first.start) first = turn;
       }
-      issue(warp, number, instruction, start);
+      if (first.start == NEVER) break;
+      issue(warps_[first.warp], first.warp, instructions_[trace_[warps_[first.warp].next]],
+            first.start);
     }
     std::sort(ends_.begin(), ends_.end());
     return ends_;
   }
 
  private:
+  struct Scheduler {
+    std::vector<int> warps;
+    std::array<double, PIPES> pipes = {};
+    double issued = 0;  // when it may issue again
+    int last = -1;      // warp that it issued from
+  };
+
+  struct Turn {
+    double start = NEVER;
+    int warp = -1;
+  };
+
   double& pipe(const ReplayWarp& warp, Pipe which) {
-    return which == Pipe::memory ? memory_ : pipes_[warp.scheduler][int(which)];
+    return which == Pipe::memory ? memory_ : schedulers_[warp.scheduler].pipes[int(which)];
   }
 
-  double earliest(ReplayWarp& warp, const ReplayInstruction& instruction) {
-    double start = std::max(warp.time, issued_[warp.scheduler]);
-    for (const std::uint16_t register_number : instruction.reads) {
-      start = std::max(start, warp.ready[register_number]);
+  // Of the warps that are ready first the one that issued last, else the youngest.
+  Turn next_of(const Scheduler& scheduler) {
+    Turn turn;
+    for (const int number : scheduler.warps) {
+      const ReplayWarp& warp = warps_[number];
+      if (warp.due == NEVER) continue;
+      double start = std::max(warp.due, scheduler.issued);
+      // Requests to memory queue up behind their pipe; arithmetic waits in front of its own.
+      const Pipe needed = instructions_[trace_[warp.next]].pipe;
+      if (needed != Pipe::none) {
+        start = std::max(start, pipe(warp, needed) - (needed == Pipe::memory ? QUEUE : 0));
+      }
+      const bool before = turn.warp < 0 || start < turn.start;
+      const bool preferred = start == turn.start && turn.warp != scheduler.last &&
+                             (number == scheduler.last || warp.age > warps_[turn.warp].age);
+      if (before || preferred) turn = {start, number};
     }
-    // Requests to memory queue up behind their pipe; arithmetic waits in front of its own.
-    const double queue = instruction.pipe == Pipe::memory ? QUEUE : 0;
-    if (instruction.pipe != Pipe::none) {
-      start = std::max(start, pipe(warp, instruction.pipe) - queue);
+    return turn;
+  }
+
+  // Finds out when a warp has the operands of its next instruction.
+  void settle(ReplayWarp& warp) {
+    warp.due = warp.time;
+    if (warp.due == NEVER) return;
+    const ReplayInstruction& instruction = instructions_[trace_[warp.next]];
+    for (const std::uint16_t register_number : instruction.reads) {
+      warp.due = std::max(warp.due, warp.ready[register_number]);
     }
     if (instruction.effect == Effect::wait) {
       for (std::size_t i = 0; i + instruction.groups_left < warp.groups.size(); ++i) {
-        start = std::max(start, warp.groups[i]);
+        warp.due = std::max(warp.due, warp.groups[i]);
       }
     }
-    return start;
+  }
+
+  void begin(int slot, double time) {
+    for (int i = slot * options_.warps; i < (slot + 1) * options_.warps; ++i) {
+      warps_[i] = {.slot = slot, .scheduler = warps_[i].scheduler, .age = begun_++, .time = time};
+      settle(warps_[i]);
+    }
   }
 
   void issue(ReplayWarp& warp, int number, const ReplayInstruction& instruction, double start) {
     const Multiprocessor& machine = options_.multiprocessor;
-    issued_[warp.scheduler] = start + 1;
+    schedulers_[warp.scheduler].issued = start + 1;
+    schedulers_[warp.scheduler].last = number;
     warp.time = start + 1;
     double turn = start;
     if (instruction.pipe != Pipe::none) {
@@ -118,27 +155,31 @@ class Replay {
     if (instruction.effect == Effect::barrier) {
       meet(warp, number);
     } else {
-      go_on(warp, number);
+      go_on(warp);
     }
   }
 
   void meet(ReplayWarp& warp, int number) {
     std::vector<int>& arrived = arrived_[warp.slot];
     arrived.push_back(number);
-    if (int(arrived.size()) < options_.warps) return;
+    if (int(arrived.size()) < options_.warps) {
+      warp.due = NEVER;
+      return;
+    }
     double last = 0;
     for (const int other : arrived) last = std::max(last, warps_[other].time);
     for (const int other : std::exchange(arrived, {})) {
       warps_[other].time = last + options_.multiprocessor.barrier_latency;
-      go_on(warps_[other], other);
+      go_on(warps_[other]);
     }
   }
 
-  void go_on(ReplayWarp& warp, int number) {
+  void go_on(ReplayWarp& warp) {
     if (warp.next < trace_.size()) {
-      queue_.emplace(warp.time, number);
+      settle(warp);
       return;
     }
+    warp.due = NEVER;
     if (++done_[warp.slot] < options_.warps) return;
     done_[warp.slot] = 0;
     const int first = warp.slot * options_.warps;
@@ -147,30 +188,23 @@ class Replay {
     ends_.push_back(end);
     if (waiting_blocks_ == 0) return;
     --waiting_blocks_;
-    for (int i = first; i < first + options_.warps; ++i) {
-      warps_[i] = {.slot = warp.slot, .scheduler = warps_[i].scheduler};
-      warps_[i].time = end + options_.multiprocessor.block_latency;
-      queue_.emplace(warps_[i].time, i);
-    }
+    begin(warp.slot, end + options_.multiprocessor.block_latency);
   }
 
   static constexpr double QUEUE = 16;  // cycles of work that the memory pipe holds
-
-  using Due = std::pair<double, int>;
 
   std::span<const ReplayInstruction> instructions_;
   std::span<const std::uint32_t> trace_;
   const ReplayOptions& options_;
   std::vector<ReplayWarp> warps_;
-  std::priority_queue<Due, std::vector<Due>, std::greater<>> queue_;
-  std::vector<double> issued_;  // of each scheduler: when it may issue again
-  std::vector<std::array<double, PIPES>> pipes_;
+  std::vector<Scheduler> schedulers_;
   double memory_ = 0;
   double l2_ = 0;
   std::vector<std::vector<int>> arrived_;  // at the barrier, of each resident block
   std::vector<int> done_;                  // warps, of each resident block
   std::vector<double> ends_;
   int waiting_blocks_ = 0;
+  int begun_ = 0;  // warps
 };
 
 }  // namespace

@@ -56,7 +56,8 @@ inline constexpr int REPLAY_REGISTERS = 1024;
 
 // Runs `blocks` blocks, all warps of which issue the instructions of `trace` (indices) in order.
 // Returns when each ends, in cycles and ascending. A warp issues when its operands and the pipe are
-// ready; of warps that are ready at once the first goes. Throws std::invalid_argument for indices
+// ready; a scheduler that has several such warps stays with the one it issued from last, else it takes
+// the youngest (arXiv 2503.20481, section 5.1). Throws std::invalid_argument for indices
 // that are out of range.
 std::vector<double> replay(std::span<const ReplayInstruction> instructions,
                            std::span<const std::uint32_t> trace, const ReplayOptions& options,

@@ -18,7 +18,7 @@ _SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 
 @functools.cache
 def _module(source: str) -> Module:
-    return compile_cuda(_SOURCES / f"{source}.cu")
+    return compile_cuda(_SOURCES / f"{source}.cu", options=["-std=c++20"])
 
 
 def launch(

@@ -117,7 +117,10 @@ def plus(sums, value):
 @triton.jit
 def power_below(largest):
     """A power of two, at most 1, that takes magnitudes up to `largest` to what float16 holds."""
-    return tl.exp2(-tl.ceil(tl.maximum(tl.log2(largest / 32768.0), 0.0)))
+    # By its bits: kernels that agree on a power must not find it by logarithms of their own.
+    exponent = (((largest / 32768.0).to(tl.int32, bitcast=True) + 0x7FFFFF) >> 23) - 127
+    exponent = tl.minimum(tl.maximum(exponent, 0), 126)
+    return ((127 - exponent) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
