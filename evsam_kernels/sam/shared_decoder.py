@@ -145,8 +145,8 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
 
     Prompts with dense maps of their own (masks), of more than 12 tokens (11 points, or 10 and a
     box) or on several images, those that need gradients, and those where no kernel runs and none
-    was asked for, take the plain path. So does a single prompt on an image that was not set.
-    `torch.compile` has a break in its graph at the shared path.
+    was asked for, take the plain path. So does a single prompt on an image that was not set,
+    and everything under `torch.compile` and `torch.export`.
 
     Args:
         decoder: whose modules it takes over; depth 2.
@@ -261,7 +261,6 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         masks, iou = MaskDecoder.predict_masks(self, image, pe, sparse, dense)
         return masks[:, chosen.start : chosen.stop], iou[:, chosen.start : chosen.stop]
 
-    @torch.compiler.disable  # What is kept with an image is no matter for a graph.
     def _shared(
         self,
         image: Tensor,
@@ -278,6 +277,7 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         batch = sparse.shape[0]
         if (
             batch == 0
+            or torch.compiler.is_compiling()  # A graph cannot hold what is kept with an image.
             or not (dense.shape[0] == 1 or (dense.shape[0] == batch and dense.stride(0) == 0))
             or not self._can_share(image, pe, 1 + self.num_mask_tokens + sparse.shape[1])
             or (torch.is_grad_enabled() and any(x.requires_grad for x in (image, sparse, dense)))
