@@ -210,6 +210,16 @@ def _gradients(
     ]
 
 
+_operand_names: dict[str, list[str]] = {}
+
+
+def layer_of(op: str, operands: Sequence[Any]) -> Layer:
+    """What "auto" on a GPU chooses a backend by, of a call of `op`."""
+    names = _operand_names[op]
+    stride = operands[names.index("stride")] if "stride" in names else 1
+    return Layer(tensors_of(operands)[0].shape[1], stride)
+
+
 def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence[int]]) -> Kernel:
     """Register `op` with `torch.library` and return the callable operator.
 
@@ -232,18 +242,14 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
     operator = getattr(getattr(torch.ops, NAMESPACE), op).default
     backward_operator = getattr(getattr(torch.ops, NAMESPACE), f"{op}_backward").default
 
-    names = [operand.split(" ")[-1] for operand in operands_schema.split(", ")]
-
-    def layer_of(operands: Sequence[Any]) -> Layer:
-        stride = operands[names.index("stride")] if "stride" in names else 1
-        return Layer(tensors_of(operands)[0].shape[1], stride)
+    _operand_names[op] = [operand.split(" ")[-1] for operand in operands_schema.split(", ")]
 
     def run(*arguments: Any) -> Tensor:
         *operands, backend = arguments
         output_shape(*operands)
         first = tensors_of(operands)[0]
         emulated = emulation.current() is not None
-        layer = layer_of(operands) if first.is_cuda else None
+        layer = layer_of(op, operands) if first.is_cuda else None
         found = implementation(op, backend, first.device.type, first.dtype, layer, emulated)
         result = found.function(*operands)
         if self_check.applies(found.backend, first):

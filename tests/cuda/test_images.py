@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 
 from evsam_kernels import cuda
 from evsam_kernels.backends import build_info
+from evsam_kernels.simt import toolchain
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,3 +45,11 @@ def test_the_executor_runs_what_is_shipped() -> None:
     for source in (ROOT / "csrc/cuda").glob("*.cu"):
         assert cuda._module(source.stem).ptx == (cuda.IMAGES / f"{source.stem}.ptx").read_text()
         assert source.name in cuda._module(source.stem).sources
+
+
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc/cuda").glob("*.cu")), ids=lambda p: p.stem)
+def test_registers_suffice(source: Path) -> None:
+    for image in cuda.images(source.stem):
+        if image.arch is not None:
+            usage = toolchain.run("cuobjdump", ["--dump-resource-usage", image.path])
+            assert set(re.findall(r"(?:STACK|LOCAL):(\d+)", usage)) == {"0"}, image.path.name
