@@ -150,7 +150,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds",
         type=positive_integer,
-        default=3,
+        default=2,
         metavar="N",
         help="turns of every contestant, at least three runs each (default: %(default)s)",
     )

@@ -218,10 +218,11 @@ def upscale_masks(
     bias: npt.NDArray[np.float32],
     first: npt.NDArray[np.int64],
     vectors: npt.NDArray[np.float32],
+    masks: npt.NDArray[np.float32],
     height: int,
     width: int,
     num_threads: int,
-) -> npt.NDArray[np.float32]: ...
+) -> None: ...
 def upsample_add(
     *,
     maps: list[tuple[int, int, int]],

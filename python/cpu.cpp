@@ -543,13 +543,13 @@ py::tuple update_keys(const Array<float>& tokens, const Array<float>& queries,
   return py::make_tuple(new_basis, new_scales);
 }
 
-Array<float> upscale_masks(const Array<float>& base, const Array<float>& scales,
-                           const Array<float>& basis, const Array<float>& rows,
-                           const Array<float>& offsets, const Array<float>& norm_weight,
-                           const Array<float>& norm_bias, double eps, const Array<float>& weight,
-                           const Array<float>& bias, const Array<std::int64_t>& first,
-                           const Array<float>& vectors, std::int64_t height, std::int64_t width,
-                           int num_threads) {
+void upscale_masks(const Array<float>& base, const Array<float>& scales,
+                   const Array<float>& basis, const Array<float>& rows,
+                   const Array<float>& offsets, const Array<float>& norm_weight,
+                   const Array<float>& norm_bias, double eps, const Array<float>& weight,
+                   const Array<float>& bias, const Array<std::int64_t>& first,
+                   const Array<float>& vectors, Array<float> masks, std::int64_t height,
+                   std::int64_t width, int num_threads) {
   check(basis.ndim() == 4, "basis must have four axes");
   check(weight.ndim() == 3, "weight must have three axes");
   check(vectors.ndim() == 2, "vectors must have two axes");
@@ -563,7 +563,7 @@ Array<float> upscale_masks(const Array<float>& base, const Array<float>& scales,
   args.eps = eps;
   args.num_threads = num_threads;
   const std::int64_t tiles = (height * width - 1) / tile_positions + 1;
-  const std::int64_t mid = args.mid_channels, out = args.out_channels, masks = vectors.shape(0);
+  const std::int64_t mid = args.mid_channels, out = args.out_channels, count = vectors.shape(0);
   args.base = elements("base", base, {tiles, 4 * mid, tile_positions});
   args.scales = elements("scales", scales, {args.batch, tiles, tile_positions});
   args.basis = elements("basis", basis, {args.batch, tiles, args.rank, tile_positions});
@@ -576,16 +576,13 @@ Array<float> upscale_masks(const Array<float>& base, const Array<float>& scales,
   args.first = elements("first", first, {args.batch + 1});
   for (std::int64_t prompt = 0; prompt < args.batch; ++prompt)
     check(args.first[prompt] <= args.first[prompt + 1], "first must not fall");
-  check(args.first[0] == 0 && args.first[args.batch] == masks,
-        "first must count the masks from 0 to " + std::to_string(masks));
-  args.vectors = elements("vectors", vectors, {masks, out});
-  Array<float> result({masks, 4 * height, 4 * width});
-  args.masks = result.mutable_data();
-  {
-    const py::gil_scoped_release without_gil;
-    evsam::upscale_masks(args);
-  }
-  return result;
+  check(args.first[0] == 0 && args.first[args.batch] == count,
+        "first must count the masks from 0 to " + std::to_string(count));
+  args.vectors = elements("vectors", vectors, {count, out});
+  elements("masks", masks, {count, 4 * height, 4 * width});
+  args.masks = masks.mutable_data();
+  const py::gil_scoped_release without_gil;
+  evsam::upscale_masks(args);
 }
 
 void upsample_add(const std::vector<std::tuple<Address, std::int64_t, std::int64_t>>& maps,
@@ -699,7 +696,7 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("rows").noconvert(), py::arg("offsets").noconvert(),
              py::arg("norm_weight").noconvert(), py::arg("norm_bias").noconvert(), "eps"_a,
              py::arg("weight").noconvert(), py::arg("bias").noconvert(),
-             py::arg("first").noconvert(), py::arg("vectors").noconvert(), "height"_a, "width"_a,
+             py::arg("first").noconvert(), py::arg("vectors").noconvert(), py::arg("masks").noconvert(), "height"_a, "width"_a,
              "num_threads"_a,
              "Masks from the image's keys; see csrc/include/evsam/upscale_masks.h.");
   module.def("upsample_add", &upsample_add, py::kw_only(), "maps"_a, "y"_a, "batch"_a, "height"_a,

@@ -49,6 +49,11 @@ void upscale(const UpscaleMasksArgs& args, std::int64_t tiles, std::int64_t prom
   const float* scales = args.scales + place * positions;
   const float* basis = args.basis + place * args.rank * positions;
   const float* rows = args.rows + prompt * args.rank * 4 * mid;
+  std::int64_t places[positions];  // of the first pixel of each position
+  for (std::int64_t n = 0; n < used; ++n) {
+    const std::int64_t position = tile * positions + n;
+    places[n] = 16 * (position / width) * width + 4 * (position % width);
+  }
 
   for (std::int64_t outer = 0; outer < 4; ++outer) {
     const float* base = args.base + (tile * 4 + outer) * mid * positions;
@@ -81,11 +86,8 @@ void upscale(const UpscaleMasksArgs& args, std::int64_t tiles, std::int64_t prom
                       load(room.second + c * positions + n), sum);
           store(pixels + n, sum);
         });
-        float* to = args.masks + mask * 16 * args.height * width;
-        for (std::int64_t n = 0; n < used; ++n) {
-          const std::int64_t position = tile * positions + n;
-          to[(4 * (position / width) + y) * 4 * width + 4 * (position % width) + x] = pixels[n];
-        }
+        float* to = args.masks + mask * 16 * args.height * width + y * 4 * width + x;
+        for (std::int64_t n = 0; n < used; ++n) to[places[n]] = pixels[n];
       }
     }
   }

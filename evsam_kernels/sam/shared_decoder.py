@@ -109,24 +109,30 @@ class _Image(NamedTuple):
     upscaling: Tensor
 
 
-class _Described(NamedTuple):
-    """An image's state, and what it was made of."""
+class _Inputs(NamedTuple):
+    """What an image's shared part was made of."""
 
-    state: _Image
+    weights: _Weights
     backend: str
-    embedding: Tensor | int  # A version, or the values of what has none.
-    layout: tuple[Any, ...]
+    embedding: Tensor | int  # Its version, or the values of an inference tensor, which has none.
     pe: Tensor
     dense: Tensor
 
-    def holds(self, other: _Described) -> bool:
+    def equal(self, other: _Inputs) -> bool:
         return (
-            self.state.weights is other.state.weights
+            self.weights is other.weights
             and self.backend == other.backend
-            and self.layout == other.layout
             and _equal(self.embedding, other.embedding)
             and torch.equal(self.pe, other.pe)
             and torch.equal(self.dense, other.dense)
+        )
+
+    def copied(self) -> _Inputs:
+        own = self.embedding
+        return self._replace(
+            embedding=own.clone() if isinstance(own, Tensor) else own,
+            pe=self.pe.clone(),
+            dense=self.dense.clone(),
         )
 
 
@@ -137,10 +143,10 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
     float64) whatever its dtype. What an image's prompts share is kept for as long as the image
     embedding is there; `set_image` makes it ahead of the first prompt.
 
-    Prompts with dense maps of their own (masks), of more than 12 points or on several images, those
-    that need gradients, and those where no kernel runs and none was asked for, take the plain path.
-    So does a single prompt on an image that was not set. `torch.compile` has a break in its graph
-    at the shared path.
+    Prompts with dense maps of their own (masks), of more than 12 tokens (11 points, or 10 and a
+    box) or on several images, those that need gradients, and those where no kernel runs and none
+    was asked for, take the plain path. So does a single prompt on an image that was not set,
+    and everything under `torch.compile` and `torch.export`.
 
     Args:
         decoder: whose modules it takes over; depth 2.
@@ -255,7 +261,6 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         masks, iou = MaskDecoder.predict_masks(self, image, pe, sparse, dense)
         return masks[:, chosen.start : chosen.stop], iou[:, chosen.start : chosen.stop]
 
-    @torch.compiler.disable  # What is kept with an image is no matter for a graph.
     def _shared(
         self,
         image: Tensor,
@@ -272,7 +277,8 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         batch = sparse.shape[0]
         if (
             batch == 0
-            or not (dense.shape[0] == 1 or dense.stride(0) == 0)
+            or torch.compiler.is_compiling()  # A graph cannot hold what is kept with an image.
+            or not (dense.shape[0] == 1 or (dense.shape[0] == batch and dense.stride(0) == 0))
             or not self._can_share(image, pe, 1 + self.num_mask_tokens + sparse.shape[1])
             or (torch.is_grad_enabled() and any(x.requires_grad for x in (image, sparse, dense)))
         ):
@@ -283,13 +289,15 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
                 return None
             decoder = state.weights.wide or self
             learned = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-            masks, scores = [], []
+            height, width = (4 * side for side in state.size)
+            masks = learned.new_empty(batch * len(chosen), height, width)
+            scores, done = [], 0
             for prompts in sparse.to(learned.dtype).split(_PROMPTS_AT_ONCE):
                 tokens = torch.cat([learned.expand(len(prompts), -1, -1), prompts], dim=1)
-                decoded, iou = self._decode_some(state, decoder, tokens, chosen, keep)
-                masks.append(decoded.to(self.dtype))
+                iou, count = self._decode_some(state, decoder, tokens, chosen, keep, masks[done:])
                 scores.append(iou)
-            return torch.cat(masks), torch.cat(scores).to(self.dtype)
+                done += count
+            return masks[:done].to(self.dtype), torch.cat(scores).to(self.dtype)
 
     def _stages(self, device: torch.device) -> tuple[str, Any]:
         """The backend that runs the stages, and its functions."""
@@ -306,33 +314,26 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         weights = kept(list(self.parameters()), (self.operation,), lambda: _multiplied_out(self))
         backend, stages = self._stages(image.device)
         uniform = dense.stride()[2:] == (0, 0)  # No mask: the same everywhere.
-        asked = _Described(
-            state=_Image(weights, *[None] * 7),  # type: ignore[arg-type]
-            backend=backend,
-            embedding=image if image.is_inference() else image._version,
-            layout=(image.dtype, image.shape, image.stride(), image.storage_offset()),
-            pe=pe,
-            dense=dense[:, :, :1, :1] if uniform else dense,
+        inputs = _Inputs(
+            weights,
+            backend,
+            image if image.is_inference() else image._version,
+            pe,
+            dense[:, :, :1, :1] if uniform else dense,
         )
         # A slice of a batch of embeddings is made anew by every call; what it is a slice of is not.
         owner = image if image._base is None else image._base
+        key = id(self), image.dtype, image.shape, image.stride(), image.storage_offset()
         with _lock:
-            of_owner = _images.get(owner, {})
-            found = of_owner.get(asked.layout)
-            if found is not None and found.holds(asked):
-                return found.state
+            before, shared = _images.get(owner, {}).get(key, (None, None))
+            if before is not None and inputs.equal(before):
+                return shared
             if not make:
                 return None
-            state = _shared_by_prompts(weights, stages, image, pe, dense)
+            made = _shared_by_prompts(weights, stages, image, pe, dense)
             if uniform:
-                own = asked.embedding
-                _images.setdefault(owner, {})[asked.layout] = asked._replace(
-                    state=state,
-                    embedding=own.clone() if isinstance(own, Tensor) else own,
-                    pe=pe.clone(),
-                    dense=asked.dense.clone(),
-                )
-            return state
+                _images.setdefault(owner, {})[key] = inputs.copied(), made
+            return made
 
     def _decode_some(
         self,
@@ -341,7 +342,9 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         prompt: Tensor,  # [B, T, C]
         chosen: range,
         keep: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
+        masks: Tensor,
+    ) -> tuple[Tensor, int]:
+        """Writes the masks that `keep` picks; returns IoU `[B, M]` of all and their number."""
         weights, stages = image.weights, self._stages(prompt.device)[1]
         transformer = decoder.transformer
         first, second = transformer.layers
@@ -457,16 +460,17 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
             ],
             dim=1,
         )
-        masks = stages.upscale_masks(
+        wanted = vectors[kept_masks]
+        stages.upscale_masks(
             image.upscaling,
             basis,
             mapped[:, :, 2 * of_queries :],
             weights.upscaling,
-            vectors[kept_masks],
+            wanted,
             kept_masks.sum(dim=1),
-            image.size,
+            masks[: len(wanted)],
         )
-        return masks, iou
+        return iou, len(wanted)
 
 
 class _Differences(NamedTuple):
@@ -623,5 +627,6 @@ def _equal(one: Tensor | int, other: Tensor | int) -> bool:
 
 
 _images: Any = WeakTensorKeyDictionary()
-"""By embedding, or what it is a slice of: what its prompts share, by the slice's layout."""
+"""What prompts share and what it was made of, by embedding, or what that is a slice of, then by
+decoder and the slice's layout."""
 _lock = threading.Lock()

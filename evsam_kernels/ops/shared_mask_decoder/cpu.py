@@ -88,10 +88,10 @@ def upscale_masks(
     upscaling: Upscaling,
     vectors: Tensor,
     counts: Tensor,
-    size: tuple[int, int],
-) -> Tensor:
+    masks: Tensor,
+) -> None:
     """See `reference.upscale_masks`."""
-    masks = native().upscale_masks(
+    native().upscale_masks(
         base=_array(base),
         scales=_array(basis.scales),
         basis=_array(basis.vectors),
@@ -104,11 +104,11 @@ def upscale_masks(
         bias=_array(upscaling.bias),
         first=_array(F.pad(counts.cumsum(0), (1, 0))),
         vectors=_array(vectors),
-        height=size[0],
-        width=size[1],
+        masks=masks.numpy(),
+        height=masks.shape[1] // 4,
+        width=masks.shape[2] // 4,
         num_threads=torch.get_num_threads(),
     )
-    return torch.from_numpy(masks)
 
 
 def _array(tensor: Tensor) -> Any:

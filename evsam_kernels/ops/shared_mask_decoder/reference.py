@@ -145,21 +145,23 @@ def upscale_masks(
     upscaling: Upscaling,
     vectors: Tensor,  # [masks, K]
     counts: Tensor,  # int64 [B], masks of each prompt
-    size: tuple[int, int],
-) -> Tensor:
-    """Masks `[masks, 4 height, 4 width]`: both convolutions, then the product with each vector."""
+    masks: Tensor,  # [masks, 4 height, 4 width], written to
+) -> None:
+    """Both convolutions, then the product with each mask's vector."""
     middle, _, channels = upscaling.weight.shape
-    height, width = size
+    height, width = (side // 4 for side in masks.shape[1:])
     x = basis.scales * base + rows.mT @ basis.vectors[:, 0] + upscaling.offsets[:, None]
     x = x.unflatten(1, (4, middle))
     x = x * (x.square().mean(2, keepdim=True) + upscaling.eps).rsqrt()
     x = F.gelu(x * upscaling.norm_weight[:, None] + upscaling.norm_bias[:, None])
     z = (upscaling.weight.flatten(1).mT @ x).unflatten(2, (4, channels))
     z = F.gelu(z + upscaling.bias[:, None])  # [B, 4, 4, K, N]
-    of_mask = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    masks = torch.einsum("mk,mijkn->mijn", vectors, z[of_mask])
-    masks = masks.reshape(-1, 2, 2, 2, 2, height, width).permute(0, 5, 1, 3, 6, 2, 4)
-    return masks.reshape(-1, 4 * height, 4 * width)
+    wanted = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
+    grouped = vectors.new_zeros(*wanted.shape, channels)
+    grouped[wanted] = vectors
+    found = (grouped[:, None, None] @ z).unflatten(-1, (height, width))  # [B, 4, 4, most, h, w]
+    found = found.unflatten(2, (2, 2)).unflatten(1, (2, 2)).permute(0, 5, 6, 1, 3, 7, 2, 4)
+    masks.copy_(found.reshape(*wanted.shape, *masks.shape[1:])[wanted])
 
 
 def _mapped(shared: SharedMap, basis: Basis | None) -> Tensor:

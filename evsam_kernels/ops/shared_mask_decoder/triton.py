@@ -522,15 +522,15 @@ def upscale_masks(
     upscaling: Upscaling,
     vectors: Tensor,
     counts: Tensor,
-    size: tuple[int, int],
-) -> Tensor:
+    masks: Tensor,
+) -> None:
     """See `reference.upscale_masks`."""
     batch, count, _ = rows.shape
     middle, _, channels = upscaling.weight.shape
-    height, width = size
-    masks = emulation.unwritten(vectors.new_empty(len(vectors), 4 * height, 4 * width))
+    height, width = (side // 4 for side in masks.shape[1:])
     if len(vectors) == 0:
-        return masks
+        return
+    emulation.unwritten(masks)
     missing = (0, triton.next_power_of_2(channels) - channels)
     block = 32
     upscale_kernel[(-(-height * width // block), batch, 2)](
@@ -559,7 +559,6 @@ def upscale_masks(
         num_warps=8,
         num_stages=1,
     )
-    return masks
 
 
 def _by_head(x: Tensor, heads: int, rows: int) -> Tensor:
