@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import evsam_kernels
-from evsam_kernels import cuda, simt
-from evsam_kernels.backends import BackendUnavailableError
+from evsam_kernels import simt
+from evsam_kernels.backends import BACKENDS, BackendUnavailableError
 from evsam_kernels.cli.errors import CommandError
 from evsam_kernels.cli.output import progress, write_atomically
 from evsam_kernels.nn.folded import FoldedBlock
@@ -270,8 +270,9 @@ def count(alike: Sequence[Call], *, gpu: simt.Gpu, sample: int) -> Layer:
     """
     first = alike[0]
     with simt.emulate(gpu.arch, sample=sample) as emulation, torch.inference_mode():
-        # What "auto" takes on a GPU; no emulated backend runs without being asked for.
-        name = "cuda" if has_kernel(first.operation, "cuda") and cuda.images() else "triton"
+        # No emulated backend runs without being asked for.
+        built = BACKENDS["cuda"].why_unavailable() is None
+        name = "cuda" if has_kernel(first.operation, "cuda") and built else "triton"
         first.call(*first.arguments, name)
     return Layer(
         tuple(call.path for call in alike),
