@@ -53,7 +53,7 @@ class FoldedBlock(nn.Module):
 
     @property
     def layer(self) -> Layer | None:
-        """What "auto" chooses by on a GPU; None where it chooses by the operation alone."""
+        """What "auto" chooses a backend by on a GPU; None: by the operation alone."""
         return None
 
     def _enter(self, x: Tensor) -> Tensor:

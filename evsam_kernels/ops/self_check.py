@@ -109,8 +109,8 @@ def _problem(result: Tensor, at: Callable[[torch.dtype], Tensor]) -> str:
         plain = at(torch.float32).to(dtype)
     yardsticks = [(plain.double() - oracle).where(fits, 0)]
     if dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
-        # Kernels may round operands to TF32, three bits more than bfloat16, where PyTorch may
-        # choose not to.
+        # Kernels round operands to TF32, which PyTorch may choose not to: that has three bits more
+        # than bfloat16.
         yardsticks.append((at(torch.bfloat16).double() - oracle).where(fits, 0) / 8)
     for norm, name in ((_frobenius, "Frobenius norm"), (_maximum, "maximum")):
         error, allowed = norm(difference), 2 * max(map(norm, yardsticks))

@@ -41,8 +41,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def corrupted() -> Module:
     """The kernels of mbconv, whose ReLU keeps what it should drop."""
     ptx = cuda._module("mbconv").ptx
-    assert "setp.gt.f32" in ptx
-    return Module(ptx.replace("setp.gt.f32", "setp.lt.f32"))
+    assert "setp.lt.f32" in ptx
+    return Module(ptx.replace("setp.lt.f32", "setp.gt.f32"))
 
 
 def mbconv(backend: str, channels: int = 8, dtype: torch.dtype = torch.float32) -> Tensor:
