@@ -105,9 +105,7 @@ def test_counters(launcher):
     assert total["wavefronts"] <= 1.1 * total["ideal_wavefronts"]
     assert total["sectors"] <= 1.15 * total["ideal_sectors"]
     weights = 6 * (25 + 32) * 32 * 2
-    assert report.buffer_bytes["qkv"] == qkv.nbytes
-    assert report.buffer_bytes["out"] == result.nbytes
-    assert sum(report.buffer_bytes.values()) <= 1.1 * (qkv.nbytes + result.nbytes + weights)
+    assert 32 * total["sectors"] <= 1.1 * (qkv.nbytes + result.nbytes + weights)
 
 
 def test_tf32_is_pytorchs_setting(launcher):
