@@ -247,11 +247,12 @@ struct Attention {
 
   // states[scale] = sum over the tile's tokens of (v, 1) relu(k)^T.
   __device__ void sum_state(int scale) {
-    constexpr int columns = kSteps + 1;
+    constexpr int columns = kSteps;
     constexpr int products = D / 16 * columns;
     constexpr int share = (products + kWarps - 1) / kWarps;
     const int g = lane / 4, t = lane % 4;
     float state[share][4] = {};
+    float keys[kSteps][2] = {};  // over rows g and g + 8 of the warp
     for (int first = 0; first < tile_height * tile_width; first += kRows) {
       float value[kSteps][4];
       values(value, scale, kK, 0, first + 16 * warp);
@@ -263,6 +264,7 @@ struct Attention {
         for (int i = 0; i < 4; ++i) {
           value[step][i] = (i < 2 ? upper : lower) ? relu(value[step][i]) : 0.0f;
         }
+        for (int i = 0; i < 2; ++i) keys[step][i] += value[step][i] + value[step][i + 2];
       }
       store_rows(value, 0);
       values(value, scale, kV, 1, first + 16 * warp);
@@ -279,11 +281,7 @@ struct Attention {
           const uint32_t a[4] = {__float_as_uint(k[0]), __float_as_uint(k[8]),
                                  __float_as_uint(k[4 * kPitch]),
                                  __float_as_uint(k[4 * kPitch + 8])};
-          uint32_t b[2];
-          for (int i = 0; i < 2; ++i) {
-            const float one = g == 0 ? 1.0f : 0.0f;
-            b[i] = __float_as_uint(column < kSteps ? v[4 * i * kPitch] : one);
-          }
+          const uint32_t b[2] = {__float_as_uint(v[0]), __float_as_uint(v[4 * kPitch])};
           multiply<float, float32>(state[u], a, b);
         }
       }
@@ -297,6 +295,22 @@ struct Attention {
                   index / columns * 16 + g;
       to[0] = state[u][0], to[kPitch] = state[u][1];
       to[8] = state[u][2], to[kPitch + 8] = state[u][3];
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      for (int i = 0; i < 2; ++i) {
+        for (int apart = 4; apart < 32; apart *= 2) {
+          keys[step][i] += __shfl_xor_sync(~0u, keys[step][i], apart);
+        }
+        if (g == 0) rows[warp * kPitch + step * 8 + 2 * t + i] = keys[step][i];
+      }
+    }
+    __syncthreads();
+    float* ones = states + scale * kStateSize + D * kPitch;
+    for (int i = threadIdx.x; i < 8 * D; i += kThreads) {
+      float sum = 0;  // Rows below the first pad it to a fragment.
+      for (int of = 0; i < D && of < kWarps; ++of) sum += rows[of * kPitch + i];
+      ones[i / D * kPitch + i % D] = sum;
     }
   }
 

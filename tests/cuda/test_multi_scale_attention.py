@@ -85,8 +85,10 @@ def relative_error(result: Tensor, expected: Tensor) -> float:
 
 
 # Heads, which are independent, are fewer than in the models: L0 to L2 have 16 at 16 x 16 tokens,
-# XL0 and XL1 16 at 32 x 32 and 32 at 16 x 16.
-@pytest.mark.parametrize(("size", "kernel", "launches"), [(16, 5, 1), (16, 3, 1), (32, 3, 2)])
+# XL0 and XL1 16 at 32 x 32 and 32 at 16 x 16. 15 x 15 is what bugs are looked for with, below.
+@pytest.mark.parametrize(
+    ("size", "kernel", "launches"), [(16, 5, 1), (16, 3, 1), (32, 3, 2), (15, 3, 1)]
+)
 def test_layers_of_the_models(launcher, size, kernel, launches):
     qkv = random_map(2, size)
     result, reports = attend(launcher, qkv, 32, kernel)
@@ -103,9 +105,7 @@ def test_counters(launcher):
     assert total["wavefronts"] <= 1.1 * total["ideal_wavefronts"]
     assert total["sectors"] <= 1.15 * total["ideal_sectors"]
     weights = 6 * (25 + 32) * 32 * 2
-    assert report.buffer_bytes["qkv"] == qkv.nbytes
-    assert report.buffer_bytes["out"] == result.nbytes
-    assert sum(report.buffer_bytes.values()) <= 1.1 * (qkv.nbytes + result.nbytes + weights)
+    assert 32 * total["sectors"] <= 1.1 * (qkv.nbytes + result.nbytes + weights)
 
 
 def test_tf32_is_pytorchs_setting(launcher):
