@@ -11,7 +11,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
-SOURCES := $(shell find csrc python -name '*.cpp' -o -name '*.h')
+SOURCES := $(shell find csrc python -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test sanitize lint clean
 
@@ -30,14 +30,16 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist evsam_kernels/_cpu.*.so evsam_kernels/_simt.*.so evsam_kernels/build_info.json *.egg-info
+	rm -rf .venv build dist evsam_kernels/_cpu.*.so evsam_kernels/_simt.*.so evsam_kernels/build_info.json evsam_kernels/cuda/images *.egg-info
 
 # PyTorch comes first, so that nothing else pulls in another; without build isolation the build
-# needs nothing but what is installed here.
+# needs nothing but what is installed here. What is needed includes nvcc, where the machine has none:
+# it comes with the extra `test`, and so the build is a step behind that.
 .venv/installed: .venv/pyvenv.cfg pyproject.toml setup.py $(SOURCES)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --upgrade setuptools wheel pybind11 ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[test]'
+	EVSAM_BUILD_CPU=0 EVSAM_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[test]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	@$(BIN)/python -c 'from evsam_kernels.backends import build_info; print(build_info.read())'
 	@touch $@
 

@@ -185,7 +185,7 @@ class _Fuser:
             return None
         dtype = folded.dtype if self.dtype is None else self.dtype
         device = next(folded.parameters()).device.type
-        chosen = chosen_backend(folded.operation, self.backend, device, dtype)
+        chosen = chosen_backend(folded.operation, self.backend, device, dtype, folded.layer)
         self.report.swapped.insert(entry, SwappedBlock(path, name, folded.operation, chosen))
         return folded.eval()
 

@@ -14,6 +14,8 @@ from evsam_kernels.simt import emulation
 __all__ = ["AUTO", "BACKENDS", "Backend", "BackendUnavailableError", "auto_order", "require"]
 
 AUTO = "auto"
+_OLDEST = (8, 0)
+"""Compute capability that the CUDA kernels are compiled for."""
 
 
 class BackendUnavailableError(RuntimeError):
@@ -62,16 +64,31 @@ def _triton_unavailable() -> str | None:
         importlib.import_module("triton")
     except ImportError as error:
         return f"Triton cannot be imported ({error}); pip install triton"
-    if emulation.current() is None and not torch.cuda.is_available():
-        return (
-            "PyTorch finds no GPU; its kernels can be run without one in "
-            "`with evsam_kernels.simt.emulate():`"
-        )
-    return None
+    return _gpu_unavailable()
 
 
 def _cuda_unavailable() -> str | None:
-    if emulation.current() is None:
+    built = build_info.read()
+    if not built.cuda_built:
+        return (
+            f"the CUDA kernels were not built ({built.cuda_reason}); "
+            "reinstall with EVSAM_BUILD_CUDA=1"
+        )
+    reason = _gpu_unavailable()
+    if reason is None and emulation.current() is None:
+        if torch.version.cuda is None:
+            return "this PyTorch is not for NVIDIA's GPUs; choose backend='triton'"
+        capability = torch.cuda.get_device_capability()
+        if capability < _OLDEST:
+            return (
+                f"the GPU has compute capability {capability[0]}.{capability[1]}, the CUDA kernels "
+                f"need {_OLDEST[0]}.{_OLDEST[1]}; choose backend='reference'"
+            )
+    return reason
+
+
+def _gpu_unavailable() -> str | None:
+    if emulation.current() is None and not torch.cuda.is_available():
         return (
             "PyTorch finds no GPU; its kernels can be run without one in "
             "`with evsam_kernels.simt.emulate():`"
@@ -121,7 +138,7 @@ def auto_order(device_type: str) -> tuple[str, ...]:
 
     The executor is slower than anything: what it emulates runs where it is asked for by name.
     """
-    fastest_first = ("triton", "cpu", "reference")
+    fastest_first = ("triton", "cuda", "cpu", "reference")
     return tuple(
         name
         for name in fastest_first

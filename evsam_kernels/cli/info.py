@@ -185,18 +185,20 @@ def _as_text(facts: dict[str, Any]) -> str:
 
 
 def _build_rows(build: dict[str, Any], kernels: dict[str, Any] | None) -> dict[str, str]:
-    if not build["cpu_built"]:
-        return {"C++ kernels": f"not built: {build['cpu_reason']}"}
-    rows = {
-        "C++ kernels": f"built for {', '.join(build['isa_flags'])}",
-        "GPU executor": "built",
-        "compiler": build["compiler"],
-        "flags": build["flags"],
-    }
-    if kernels is not None:
+    info = build_info.BuildInfo(**build)
+    if info.cpu_built:
+        rows = {
+            "C++ kernels": f"built for {', '.join(info.isa_flags)}",
+            "GPU executor": "built",
+            "compiler": info.compiler,
+            "flags": info.flags,
+        }
+    else:
+        rows = {"C++ kernels": info.cpu}
+    if info.cpu_built and kernels is not None:
         runnable = ", ".join(kernels["available_isas"])
         rows["instruction set"] = f"{kernels['isa']} in use; this processor runs {runnable}"
-    return rows
+    return {**rows, "CUDA kernels": info.cuda}
 
 
 def _how_to_get(package: str) -> str:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import evsam_kernels
-from evsam_kernels import simt
+from evsam_kernels import cuda, simt
 from evsam_kernels.backends import BackendUnavailableError
 from evsam_kernels.cli.errors import CommandError
 from evsam_kernels.cli.output import progress, write_atomically
 from evsam_kernels.nn.folded import FoldedBlock
 from evsam_kernels.ops.layout import channels_last_strides
-from evsam_kernels.ops.registry import NAMESPACE, tensors_of
+from evsam_kernels.ops.registry import NAMESPACE, has_kernel, tensors_of
 from evsam_kernels.sam.zoo import VARIANTS, create_efficientvit_sam_model
 from evsam_kernels.simt.replay import constants
 
@@ -230,7 +230,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def record(name: str, *, batch: int, dtype: torch.dtype, arch: int) -> list[list[Call]]:
-    """The calls that a model's encoder makes, fused for Triton; those alike together.
+    """The calls that a model's encoder makes, fused for a GPU; those alike together.
 
     Args:
         name: of the model, one of `VARIANTS`.
@@ -270,7 +270,9 @@ def count(alike: Sequence[Call], *, gpu: simt.Gpu, sample: int) -> Layer:
     """
     first = alike[0]
     with simt.emulate(gpu.arch, sample=sample) as emulation, torch.inference_mode():
-        first.call(*first.arguments, "triton")
+        # What "auto" takes on a GPU; no emulated backend runs without being asked for.
+        name = "cuda" if has_kernel(first.operation, "cuda") and cuda.images() else "triton"
+        first.call(*first.arguments, name)
     return Layer(
         tuple(call.path for call in alike),
         first.operation,

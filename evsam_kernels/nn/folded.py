@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evsam_kernels import ops
+from evsam_kernels.ops.choice import Layer
 
 
 @overload
@@ -49,6 +50,11 @@ class FoldedBlock(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype it computes at."""
         return next(self.parameters()).dtype
+
+    @property
+    def layer(self) -> Layer | None:
+        """What "auto" chooses a backend by on a GPU; None where it chooses by the operation alone."""
+        return None
 
     def _enter(self, x: Tensor) -> Tensor:
         if not x.is_floating_point():
@@ -194,6 +200,10 @@ class FoldedMBConv(FoldedBlock):
             f"activation={self.activation}, residual={self.residual}, backend={self.backend}"
         )
 
+    @property
+    def layer(self) -> Layer:
+        return Layer(self.expand_weight.shape[1], self.stride)
+
     def forward(self, x: Tensor) -> Tensor:
         x = self._enter(x)
         return ops.mbconv(
@@ -246,6 +256,10 @@ class FoldedLiteMLA(FoldedBlock):
             f"{self.qkv_weight.shape[1]}, {self.proj_weight.shape[0]}, head_dim={self.head_dim}, "
             f"scales={scales}, residual={self.residual}, backend={self.backend}"
         )
+
+    @property
+    def layer(self) -> Layer:
+        return Layer(self.qkv_weight.shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._enter(x)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from evsam_kernels import backends
+from evsam_kernels.ops import self_check
+from evsam_kernels.ops.choice import Layer, prefers_cuda
 from evsam_kernels.ops.layout import accumulation_dtype, channels_last, empty_channels_last
 from evsam_kernels.simt import emulation
 
@@ -52,8 +55,17 @@ def formula(op: str) -> Kernel:
     return getattr(importlib.import_module(f"evsam_kernels.ops.{op}.reference"), op)
 
 
-def chosen_backend(op: str, backend: str, device_type: str, dtype: torch.dtype) -> str:
+def chosen_backend(
+    op: str, backend: str, device_type: str, dtype: torch.dtype, layer: Layer | None = None
+) -> str:
     """The name of the backend that runs `op` on `device_type` when `backend` is asked for.
+
+    Args:
+        op: name of the operation.
+        backend: "auto", or the name of a backend.
+        device_type: of the tensors.
+        dtype: of the input.
+        layer: what "auto" on a GPU chooses by; None for no layer in particular.
 
     Raises:
         ValueError: unknown backend, or one that does not run on such a device.
@@ -62,7 +74,10 @@ def chosen_backend(op: str, backend: str, device_type: str, dtype: torch.dtype) 
     """
     if backend == backends.AUTO:
         order = backends.auto_order(device_type)
-        return next(name for name in order if has_kernel(op, name, dtype))
+        if "cuda" in order and layer is not None and prefers_cuda(op, layer):
+            order = ("cuda", *order)
+        name = next(name for name in order if has_kernel(op, name, dtype))
+        return "reference" if self_check.is_broken(op, name, dtype) else name
     backends.require(backend, device_type)
     if not has_kernel(op, backend, dtype):
         having = [
@@ -77,18 +92,35 @@ def chosen_backend(op: str, backend: str, device_type: str, dtype: torch.dtype) 
     return backend
 
 
+class Implementation(NamedTuple):
+    """What runs a call.
+
+    Attributes:
+        backend: its name.
+        function: takes the operands.
+    """
+
+    backend: str
+    function: Kernel
+
+
 @functools.cache
-def kernel(
-    op: str, backend: str, device_type: str, dtype: torch.dtype, emulated: bool = False
-) -> Kernel:
-    """The function that runs `op`; see `chosen_backend` for what it raises.
+def implementation(
+    op: str,
+    backend: str,
+    device_type: str,
+    dtype: torch.dtype,
+    layer: Layer | None = None,
+    emulated: bool = False,
+) -> Implementation:
+    """What runs `op`; see `chosen_backend` for the arguments and what it raises.
 
     `emulated` says whether an emulation is in force, on which the choice depends.
     """
-    name = chosen_backend(op, backend, device_type, dtype)
+    name = chosen_backend(op, backend, device_type, dtype, layer)
     if name == "reference":
-        return functools.partial(_run_formula, formula(op))
-    return getattr(_kernel_file(op, name), op)
+        return Implementation(name, functools.partial(_run_formula, formula(op)))
+    return Implementation(name, getattr(_kernel_file(op, name), op))
 
 
 def _backward_kernel(
@@ -126,6 +158,31 @@ def _run_formula(reference: Kernel, *operands: Any) -> Tensor:
     result = channels_last(result.to(storage.dtype))
     # An operator must not return one of its inputs.
     return result.clone() if any(result is tensor for tensor in tensors_of(operands)) else result
+
+
+def _checked(
+    op: str, asked_for: str, backend: str, operands: Sequence[Any], result: Tensor
+) -> Tensor:
+    """`result`, or that of the reference where a kernel that "auto" has chosen is found wrong.
+
+    Raises:
+        SelfCheckError: a kernel that was asked for by name is found wrong.
+    """
+
+    def at(dtype: torch.dtype) -> Tensor:
+        with torch.no_grad(), torch.autocast(device_type=result.device.type, enabled=False):
+            return formula(op)(*map_tensors(lambda tensor: tensor.to(dtype), operands))
+
+    known = self_check.is_broken(op, backend, result.dtype)
+    problem = self_check.finding(op, backend, operands, tensors_of(operands), result, at)
+    if not problem:
+        return result
+    if asked_for != backends.AUTO:
+        raise self_check.SelfCheckError(problem)
+    if not known:
+        warnings.warn(f"{problem}; the reference takes its place", stacklevel=3)
+    implementation.cache_clear()
+    return _run_formula(formula(op), *operands)
 
 
 def _gradients(
@@ -175,12 +232,23 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
     operator = getattr(getattr(torch.ops, NAMESPACE), op).default
     backward_operator = getattr(getattr(torch.ops, NAMESPACE), f"{op}_backward").default
 
+    names = [operand.split(" ")[-1] for operand in operands_schema.split(", ")]
+
+    def layer_of(operands: Sequence[Any]) -> Layer:
+        stride = operands[names.index("stride")] if "stride" in names else 1
+        return Layer(tensors_of(operands)[0].shape[1], stride)
+
     def run(*arguments: Any) -> Tensor:
         *operands, backend = arguments
         output_shape(*operands)
         first = tensors_of(operands)[0]
         emulated = emulation.current() is not None
-        return kernel(op, backend, first.device.type, first.dtype, emulated)(*operands)
+        layer = layer_of(operands) if first.is_cuda else None
+        found = implementation(op, backend, first.device.type, first.dtype, layer, emulated)
+        result = found.function(*operands)
+        if self_check.applies(found.backend, first):
+            return _checked(op, backend, found.backend, operands, result)
+        return result
 
     def fake(*arguments: Any) -> Tensor:
         *operands, _ = arguments

@@ -17,9 +17,9 @@ def unavailable(monkeypatch):
         "cpu",
         backends.Backend("cpu", "C++", ("cpu",), lambda: "not built; install g++"),
     )
-    registry.kernel.cache_clear()
+    registry.implementation.cache_clear()
     yield
-    registry.kernel.cache_clear()
+    registry.implementation.cache_clear()
 
 
 def test_every_operation_has_a_reference():
@@ -28,19 +28,19 @@ def test_every_operation_has_a_reference():
 
 def test_unknown_backend_lists_the_known():
     with pytest.raises(
-        ValueError, match="one of 'auto', 'reference', 'cpu', 'triton', got 'fastest'"
+        ValueError, match="one of 'auto', 'reference', 'cpu', 'triton', 'cuda', got 'fastest'"
     ):
-        registry.kernel("conv_act", "fastest", "cpu", torch.float32)
+        registry.implementation("conv_act", "fastest", "cpu", torch.float32)
 
 
 def test_named_backend_on_the_wrong_device():
     with pytest.raises(ValueError, match="'cpu' runs on cpu tensors, got a tensor on 'cuda'"):
-        registry.kernel("layer_norm_2d", "cpu", "cuda", torch.float32)
+        registry.implementation("layer_norm_2d", "cpu", "cuda", torch.float32)
 
 
 def test_named_backend_that_is_unavailable_says_why(unavailable):
     with pytest.raises(BackendUnavailableError, match=r"'cpu' is not available.*install g\+\+"):
-        registry.kernel("layer_norm_2d", "cpu", "cpu", torch.float32)
+        registry.implementation("layer_norm_2d", "cpu", "cpu", torch.float32)
 
 
 def test_auto_passes_over_what_is_unavailable(unavailable):

@@ -96,7 +96,9 @@ def test_a_missing_build_is_described(
     monkeypatch.setitem(sys.modules, "evsam_kernels._cpu", None)
     assert printed(capsys)["cpu_kernels"] is None
     main(["info"])
-    assert "C++ kernels  not built: no compiler\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "C++ kernels   not built: no compiler\n" in out
+    assert "CUDA kernels  not built: " in out
 
 
 def test_a_backend_that_cannot_run_is_shown_with_the_reason(
@@ -149,6 +151,7 @@ def test_a_gpu_is_named_and_auto_is_shown_for_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     facts = info.gather()
     assert facts["cuda"] == {"available": True, "reason": None, "devices": ["GPU 0"]}
     assert facts["operations"][0]["auto"]["cuda"] in facts["operations"][0]["kernels"]

@@ -14,7 +14,7 @@ from evsam_kernels.backends import BackendUnavailableError
 from evsam_kernels.numerics.budget import assert_within_budget
 from evsam_kernels.numerics.cases import CASES, Case
 from evsam_kernels.numerics.validation import Step, validate
-from evsam_kernels.ops.registry import OPERATIONS, formula, kernel
+from evsam_kernels.ops.registry import OPERATIONS, formula, implementation
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytest.importorskip("evsam_kernels._simt", reason="the executor was not built")
@@ -171,9 +171,9 @@ def test_compiled_graphs_call_the_kernels(full_precision):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_error_says_how_to_do_without():
     with pytest.raises(BackendUnavailableError, match=r"finds no GPU.*simt\.emulate"):
-        kernel("conv_act", "triton", "cpu", torch.float32)
+        implementation("conv_act", "triton", "cpu", torch.float32)
     with simt.emulate(), pytest.raises(BackendUnavailableError, match="no kernel for conv_act"):
-        kernel("conv_act", "triton", "cpu", torch.float64, True)
+        implementation("conv_act", "triton", "cpu", torch.float64, emulated=True)
     # The executor is slow: nothing runs there that is not asked to.
     with simt.emulate() as emulation:
         ek.ops.conv_act(torch.randn(1, 3, 4, 4), torch.randn(2, 3, 1, 1))

@@ -14,7 +14,16 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "evsam_kernels"
 
 # Lowest first. A room imports itself and lower ones, and not its neighbour on the same floor.
-FLOORS = (("simt",), ("backends",), ("ops",), ("nn", "numerics"), ("sam",), ("fusion",), ("cli",))
+FLOORS = (
+    ("simt",),
+    ("backends",),
+    ("cuda",),
+    ("ops",),
+    ("nn", "numerics"),
+    ("sam",),
+    ("fusion",),
+    ("cli",),
+)
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 BACKEND_FILE = re.compile(rf"{PACKAGE}\.ops\.\w+\.(cpu|triton|cuda)")

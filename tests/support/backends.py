@@ -27,8 +27,8 @@ def made_up_backend(name: str, **kernels: Callable[..., Tensor]) -> Iterator[Non
             setattr(module, op, kernel)
             module.DTYPES = FLOATING_DTYPES
             patch.setitem(sys.modules, module.__name__, module)
-        registry.kernel.cache_clear()
+        registry.implementation.cache_clear()
         try:
             yield
         finally:
-            registry.kernel.cache_clear()
+            registry.implementation.cache_clear()

@@ -28,12 +28,19 @@ _ACTIVATIONS = {
 }
 
 
-def _padded(tensor: Tensor | None, axis: int) -> Tensor | None:
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy at an address that 16 bytes can be copied from."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def _padded(tensor: Tensor, axis: int) -> Tensor:
     """The tensor with zeros behind it on an axis, up to whole chunks."""
-    missing = 0 if tensor is None else -tensor.shape[axis] % _CHUNK
-    if tensor is None or missing == 0:
-        return tensor
-    return F.pad(tensor, (0, 0) * (tensor.dim() - 1 - axis) + (0, missing))
+    missing = -tensor.shape[axis] % _CHUNK
+    return F.pad(tensor, (0, 0) * (tensor.dim() - 1 - axis) + (0, missing)) if missing else tensor
+
+
+def _vector(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _padded(tensor, 0).contiguous()
 
 
 def mbconv(
@@ -54,12 +61,12 @@ def mbconv(
         expanded_largest, filtered_largest = largest_values(
             x, expand_weight, expand_bias, depth_weight, depth_bias
         )
-    filtered = _expand_depthwise(
+    filtered = expand_depthwise(
         channels_last(_padded(x, 1)),
-        _padded(_padded(expand_weight, 0), 1).contiguous(),
-        _padded(expand_bias, 0),
-        _padded(depth_weight, 0).contiguous(),
-        _padded(depth_bias, 0),
+        _padded(_padded(expand_weight, 0), 1),
+        _vector(expand_bias),
+        _padded(depth_weight, 0),
+        _vector(depth_bias),
         expanded_largest,
         filtered_largest,
         stride,
@@ -70,7 +77,7 @@ def mbconv(
     )
 
 
-def _expand_depthwise(
+def expand_depthwise(
     x: Tensor,  # [B, C_in, H, W]
     expand_weight: Tensor,  # [C_mid, C_in, 1, 1]
     expand_bias: Tensor | None,
@@ -84,6 +91,12 @@ def _expand_depthwise(
     """act(depthwise(act(conv1x1(x) + bias)) + bias); channels are whole chunks."""
     batch, channels, height, width = x.shape
     mid_channels, kernel = expand_weight.shape[0], depth_weight.shape[-1]
+    if height * width * channels >= 1 << 31 or mid_channels * max(channels, kernel**2) >= 1 << 31:
+        raise ValueError(
+            f"mbconv: the cuda backend takes maps and weights of less than 2**31 elements an "
+            f"image, got {height} x {width} x {channels} and {mid_channels} hidden channels; "
+            f"choose backend='triton'"
+        )
     out = (conv_output_size(height, stride), conv_output_size(width, stride))
     y = empty_channels_last(x, (batch, mid_channels, *out))
     groups = -(-mid_channels // GROUP)
@@ -106,11 +119,11 @@ def _expand_depthwise(
         32 * tile.warps,
         tile.shared,
         [
-            ("x", x),
-            ("expand_weight", expand_weight),
-            ("expand_bias", expand_bias),
-            ("depth_weight", depth_weight),
-            ("depth_bias", depth_bias),
+            ("x", _aligned(x)),
+            ("expand_weight", _aligned(expand_weight.contiguous())),
+            ("expand_bias", None if expand_bias is None else _aligned(expand_bias)),
+            ("depth_weight", _aligned(depth_weight.contiguous())),
+            ("depth_bias", None if depth_bias is None else _aligned(depth_bias)),
             ("y", y),
             ("expanded_largest", expanded_largest),
             ("filtered_largest", filtered_largest),

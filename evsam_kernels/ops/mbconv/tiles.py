@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ class Tile(NamedTuple):
     shared: int
 
 
+@functools.cache
 def tile_of(
     dtype: torch.dtype,
     images: int,
