@@ -51,7 +51,7 @@ ISA_FLAGS = {
 }
 
 # Line tables cost nothing at run time, and have the executor's reports name lines of the source.
-NVCC_FLAGS = "-ptx -lineinfo -std=c++20 -arch=sm_80"
+NVCC_FLAGS = "-ptx -std=c++20 -arch=sm_80"
 # nvcc writes the newest version that it knows, which drivers older than itself refuse. This one is
 # that of CUDA 11.8, the oldest that a PyTorch we support comes with; ptxas holds the kernels to it.
 PTX_VERSION = "7.8"

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import evsam_kernels
 from evsam_kernels import simt
-from evsam_kernels.backends import BackendUnavailableError
+from evsam_kernels.backends import BACKENDS, BackendUnavailableError
 from evsam_kernels.cli.errors import CommandError
 from evsam_kernels.cli.output import progress, write_atomically
 from evsam_kernels.nn.folded import FoldedBlock
@@ -273,7 +273,8 @@ def count(alike: Sequence[Call], *, gpu: simt.Gpu, sample: int) -> Layer:
     with simt.emulate(gpu.arch, sample=sample) as emulation, torch.inference_mode():
         # What "auto" takes on a GPU; no emulated backend runs without being asked for.
         layer = layer_of(first.operation, first.arguments)
-        better = "cuda" if prefers_cuda(first.operation, layer) else "triton"
+        built = BACKENDS["cuda"].why_unavailable() is None
+        better = "cuda" if built and prefers_cuda(first.operation, layer) else "triton"
         first.call(*first.arguments, better)
     return Layer(
         tuple(call.path for call in alike),

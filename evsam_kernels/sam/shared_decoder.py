@@ -268,6 +268,7 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
         sparse: Tensor,
         dense: Tensor,
         chosen: range,
+        *,
         keep: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor] | None:
         """Masks `[K, 4 h, 4 w]` of those that `keep` picks by their IoU, and IoU `[B, M]` of all.

@@ -89,7 +89,7 @@ def test_the_table_of_kernels_is_the_registrys() -> None:
     }
     assert list(rows) == list(OPERATIONS)
     for op, cells in rows.items():
-        backends = ("reference", "cpu", "triton")
+        backends = ("reference", "cpu", "triton", "cuda")
         marked = [backend for backend, cell in zip(backends, cells, strict=True) if cell]
         assert marked == [name for name in backends if has_kernel(op, name)]
 
