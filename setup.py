@@ -267,9 +267,7 @@ def find_cuda() -> CudaImages:
 def compile_cuda(images: CudaImages, target: Path) -> None:
     """Put the images into the folder `target`, compiling what changed since the last time."""
     folder = Path("build", "cuda")
-    # Folders of the machine that compiles have no place in what is shipped.
-    portable = rf"s/^\.version .*/.version {PTX_VERSION}/; s|^(\s*\.file\s.*\").*/|\1|"
-    sed = f"sed -E {shlex.quote(portable)}".replace("$", "$$")
+    sed = f"sed {shlex.quote(f's/^.version .*/.version {PTX_VERSION}/')}"
     rules = [f"builddir = {folder}", f"nvcc = {shlex.quote(str(images.nvcc))}"]
     rules += ["rule ptx", "  depfile = $out.d", "  deps = gcc"]
     rules += [f"  command = $nvcc {NVCC_FLAGS} -MMD -MF $out.d -MT $out $in -o $out.raw && $"]

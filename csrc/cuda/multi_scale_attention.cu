@@ -410,7 +410,7 @@ struct Attention {
 
 // Dynamic shared memory: the fields of Attention that set_up() places.
 #define EVSAM_KERNEL(name, T, D, float32)                                                          \
-  extern "C" __global__ void __launch_bounds__(32 * kWarpsFor<D>)                                  \
+  extern "C" __global__ void __launch_bounds__(32 * kWarpsFor<D>, 1)                               \
       multi_scale_attention_##name##_##D(                                                          \
       const T* qkv, const T* depth_weight, const T* depth_bias, const T* group_weight,             \
       const T* group_bias, T* out, float* parts, const float* qkv_largest,                         \
