@@ -172,10 +172,10 @@ class _Server:
 
         contestants = DECODERS if self._task == "prompts" else CONTESTANTS
         self._compute = lambda: torch.empty(0)  # Lets go of the task before.
-        gc.collect()
         loaded = torch.load(task, weights_only=False)
-        self._resident = _memory("VmRSS")
         candidates = list(contestants[self._name].candidates(loaded))
+        gc.collect()
+        self._resident = _memory("VmRSS")  # With the model, before its first run.
         seconds = [_fastest_run(compute) for _, compute in candidates]
         configuration, self._compute = candidates[seconds.index(min(seconds))]
         return {"configuration": configuration}
