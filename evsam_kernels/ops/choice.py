@@ -1,7 +1,7 @@
 """Which of the two backends for GPUs suits a layer: read from the table in choice.json.
 
 The table has the layers that CUDA kernels are better at; Triton takes all others. It is made from
-the bounds and replay estimates of `evsam inspect --model`, so from counts and not from times.
+bounds and replay estimates of both, which docs/cuda.md lists, so from counts and not from times.
 """
 
 from __future__ import annotations
