@@ -1,4 +1,4 @@
-// The activations of MODEL's blocks, between the convolutions of a kernel.
+// Activations, as parts of a kernel's arithmetic.
 #pragma once
 
 #include "primitives.cuh"
@@ -13,7 +13,8 @@ __device__ __forceinline__ float clamp_6(float x) {
   return x < 0.0f ? 0.0f : (x > 6.0f ? 6.0f : x);
 }
 
-// scale * activation(x) of a float32 sum, for a result that is stored as T; `scale` is a power of two.
+// scale * activation(x) of a float32 sum, for a result that is stored as T; `scale` is a power of
+// two.
 template <typename T, Activation kActivation>
 __device__ __forceinline__ float activate(float x, int launched, float scale) {
   const Activation activation =

@@ -1,9 +1,9 @@
 // First half of MBConv: a 1x1 convolution, and a depthwise one of its result, which stays in shared
 // memory. The 1x1 convolution after them is a product as any other.
 //
-// A block computes a tile of output pixels for kBlockChannels hidden channels. The input pixels under
-// the tile, with the stencil's border as far as it lies in the map, are the rows of a product with
-// the channels' weights; its result, activated, goes to shared memory with zeros around the map,
+// A block computes a tile of output pixels for kBlockChannels hidden channels. The input pixels
+// under the tile, with the stencil's border as far as it lies in the map, are the rows of a product
+// with the channels' weights; its result, activated, goes to shared memory with zeros around the map,
 // where warps slide the stencil along it, two channels to a lane.
 
 #include "activation.cuh"
@@ -69,8 +69,8 @@ struct Pair<bfloat16> {
   static __device__ __nv_bfloat162 store(float a, float b) { return __floats2bfloat162_rn(a, b); }
 };
 
-// Elements from one pixel of the expanded tile to the next: with eight to spare, the eight pixels that
-// a fragment of a product has below each other are in different banks.
+// Elements from one pixel of the expanded tile to the next: with eight to spare, the eight pixels
+// that a fragment of a product has below each other are in different banks.
 constexpr int kPixel = kBlockChannels + 8;
 
 template <typename T, Float32 float32, int kWarps, int kTiles, Activation kActivation,
