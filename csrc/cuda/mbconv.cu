@@ -3,8 +3,8 @@
 //
 // A block computes a tile of output pixels for kBlockChannels hidden channels. The input pixels
 // under the tile, with the stencil's border as far as it lies in the map, are the rows of a product
-// with the channels' weights; its result, activated, goes to shared memory with zeros around the map,
-// where warps slide the stencil along it, two channels to a lane.
+// with the channels' weights; its result, activated, goes to shared memory with zeros around the
+// map, where warps slide the stencil along it, two channels to a lane.
 
 #include "activation.cuh"
 #include "primitives.cuh"
@@ -40,12 +40,6 @@ struct Arguments {
   int tile_height, tile_width;  // multiples of the stencil's rows and columns
   int kernel, stride, activation;
 };
-
-// A power of two, at most 1, that takes magnitudes up to `largest` to what float16 holds.
-__device__ __forceinline__ float power_below(float largest) {
-  const int exponent = ((__float_as_int(largest / 32768.0f) + 0x7fffff) >> 23) - 127;
-  return __int_as_float((127 - min(max(exponent, 0), 126)) << 23);
-}
 
 // Two neighbouring channels.
 template <typename T>
@@ -88,14 +82,14 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
   const int height = given.height, width = given.width;
 
   // The block's tile: channels fastest, as they share the input.
-  const int groups = (mid_channels + kBlockChannels - 1) / kBlockChannels;
-  const int across = (given.out_width + given.tile_width - 1) / given.tile_width;
-  const int down = (given.out_height + given.tile_height - 1) / given.tile_height;
-  const int first_channel = blockIdx.x % groups * kBlockChannels;
-  const int tile = blockIdx.x / groups;
-  const int out_left = tile % across * given.tile_width;
-  const int out_top = tile / across % down * given.tile_height;
-  const long long image = tile / across / down;
+  const unsigned groups = (mid_channels + kBlockChannels - 1u) / kBlockChannels;
+  const unsigned across = (given.out_width + given.tile_width - 1u) / given.tile_width;
+  const unsigned down = (given.out_height + given.tile_height - 1u) / given.tile_height;
+  const unsigned tile = blockIdx.x / groups, tile_line = tile / across;
+  const int first_channel = (blockIdx.x - tile * groups) * kBlockChannels;
+  const int out_left = (tile - tile_line * across) * given.tile_width;
+  const long long image = tile_line / down;
+  const int out_top = (tile_line - tile_line / down * down) * given.tile_height;
 
   // The input under it, and the part of that in the map.
   const int under_width = (given.tile_width - 1) * stride + kernel;
@@ -109,22 +103,14 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
   // The expanded tile takes the stages' place when the product is done.
   Two* const expanded = reinterpret_cast<Two*>(memory);
   const int expanded_bytes = under_width * under_height * kPixel * static_cast<int>(sizeof(T));
-  // Of each row of the product: where its pixel lies in the map and in the expanded tile, in
-  // elements and pairs; -1 for rows that are none.
-  int* const places = reinterpret_cast<int*>(memory + max(expanded_bytes, kStages * kStageBytes));
-  int* const expanded_places = places + kRows;
+  // Where the pixel of each row of the product lies in the expanded tile, in pairs; -1 for none.
+  int* const expanded_places =
+      reinterpret_cast<int*>(memory + max(expanded_bytes, kStages * kStageBytes));
   // What the block needs of the biases and of the depthwise weights, as they lie in memory.
   T* const expand_bias = reinterpret_cast<T*>(expanded_places + kRows);
   T* const depth_bias = expand_bias + kBlockChannels;
   T* const taps = depth_bias + kBlockChannels;
 
-  for (int row = threadIdx.x; row < kRows; row += kThreads) {
-    const int y = map_top + row / map_width, x = map_left + row % map_width;
-    const int pixel = (y - top) * under_width + x - left;
-    const bool there = row < map_width * map_height;
-    places[row] = there ? (y * width + x) * channels : -1;
-    expanded_places[row] = there ? pixel * (kPixel / 2) : -1;
-  }
   const auto load_vector = [&](T* to, const void* from, int per_channel) {
     const T* const at = static_cast<const T*>(from) + first_channel * per_channel;
     const int count = (mid_channels - first_channel) * per_channel;
@@ -137,7 +123,6 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
   load_vector(expand_bias, given.expand_bias, 1);
   load_vector(depth_bias, given.depth_bias, 1);
   load_vector(taps, given.depth_weight, kernel * kernel);
-  __syncthreads();
 
   const T* const x = static_cast<const T*>(given.x) + image * height * width * channels;
   const T* const weight = static_cast<const T*>(given.expand_weight) +
@@ -145,7 +130,21 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
   // Rows that a thread copies are so far apart that their chunks are swizzled alike.
   constexpr int kApart = kThreads / kStageChunks;
   static_assert(kApart % 16 == 0 && kRows % kApart == 0);
+  constexpr int kCopies = kRows / kApart;
   const int own_row = threadIdx.x / kStageChunks, own_chunk = threadIdx.x % kStageChunks;
+  // Line and column of a row: a product with 20 bits of the width's reciprocal is exact for less
+  // than 1024 rows. Rows that are none copy the last one's pixel.
+  const int last_row = map_width * map_height - 1;
+  const int reciprocal = ((1u << 20) + map_width - 1) / static_cast<unsigned>(map_width);
+  int places[kCopies];  // in the map, in elements
+#pragma unroll
+  for (int i = 0; i < kCopies; ++i) {
+    const int row = i * kApart + own_row, pixel = min(row, last_row);
+    const int line = pixel * reciprocal >> 20, column = pixel - line * map_width;
+    places[i] = ((map_top + line) * width + map_left + column) * channels;
+    const int place = (map_top - top + line) * under_width + map_left - left + column;
+    if (own_chunk == 0) expanded_places[row] = row == pixel ? place * (kPixel / 2) : -1;
+  }
   unsigned char* const own_place = memory + 16 * swizzled<kStageChunks>(own_row, own_chunk);
   const auto load_stage = [&](int step) {
     unsigned char* const to = own_place + step % kStages * kStageBytes;
@@ -153,13 +152,9 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
     const bool inside = term < channels;
     const T* const x_at = x + (inside ? term : 0);
     const T* const weight_at = weight + (inside ? term : 0);
-    int own_places[kRows / kApart];
 #pragma unroll
-    for (int i = 0; i < kRows / kApart; ++i) own_places[i] = places[i * kApart + own_row];
-#pragma unroll
-    for (int i = 0; i < kRows / kApart; ++i) {
-      const bool there = inside && own_places[i] >= 0;
-      copy_async(to + 16 * kStageChunks * kApart * i, x_at + max(own_places[i], 0), there);
+    for (int i = 0; i < kCopies; ++i) {
+      copy_async(to + 16 * kStageChunks * kApart * i, x_at + places[i], inside);
     }
 #pragma unroll
     for (int first = 0; first < kBlockChannels; first += kApart) {
@@ -200,7 +195,8 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
         };
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
-          const float4 a[2] = {load(a_rows, 16 * i + lane / 4), load(a_rows, 16 * i + lane / 4 + 8)};
+          const float4 a[2] = {load(a_rows, 16 * i + lane / 4),
+                               load(a_rows, 16 * i + lane / 4 + 8)};
 #pragma unroll
           for (int j = 0; j < kBlockChannels / 4; ++j) {
             const float4 b = load(b_rows, j / 2 * 8 + lane % 4 * 2 + j % 2);
@@ -250,10 +246,13 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
     }
   }
   const float shrink = power_below(expanded_largest);
+  const Activate<T, kActivation> expand(given.activation, shrink, 1.0f);
   float2 bias[kBlockChannels / 8];
 #pragma unroll
   for (int j = 0; j < kBlockChannels / 8; ++j) {
-    bias[j] = Pair<T>::load(reinterpret_cast<const Two*>(expand_bias)[4 * j + lane % 4]);
+    const float2 value =
+        Pair<T>::load(reinterpret_cast<const Two*>(expand_bias)[4 * j + lane % 4]);
+    bias[j] = {expand.prepared(value.x), expand.prepared(value.y)};
   }
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
@@ -264,9 +263,7 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
 #pragma unroll
       for (int j = 0; j < kBlockChannels / 8; ++j) {
         const float* const sum = sums[i][j] + 2 * lower;
-        const Two pair = Pair<T>::store(
-            activate<T, kActivation>(sum[0] + bias[j].x, given.activation, shrink),
-            activate<T, kActivation>(sum[1] + bias[j].y, given.activation, shrink));
+        const Two pair = Pair<T>::store(expand(sum[0], bias[j].x), expand(sum[1], bias[j].y));
         if (place >= 0) to[4 * j] = pair;
       }
     }
@@ -275,13 +272,12 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
 
   const int channel = first_channel + 2 * lane;
   if (channel >= mid_channels) return;
+  const Activate<T, kActivation> filter(given.activation, power_below(filtered_largest),
+                                        reciprocal_of_power(shrink));
   const float2 offset = Pair<T>::load(reinterpret_cast<const Two*>(depth_bias)[lane]);
-  const float grow = 1.0f / shrink, shrink_result = power_below(filtered_largest);
+  const float first_offset = filter.prepared(offset.x), second_offset = filter.prepared(offset.y);
   const auto result = [&](float2 sum) {
-    return Pair<T>::store(activate<T, kActivation>(fmaf(sum.x, grow, offset.x), given.activation,
-                                                   shrink_result),
-                          activate<T, kActivation>(fmaf(sum.y, grow, offset.y), given.activation,
-                                                   shrink_result));
+    return Pair<T>::store(filter(sum.x, first_offset), filter(sum.y, second_offset));
   };
   const T* const first_taps = taps + 2 * lane * kernel * kernel;
   const T* const second_taps = first_taps + kernel * kernel;
@@ -352,7 +348,7 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
 
 constexpr Stencil kAny = {0, 0, 1, 1};
 constexpr Stencil kStride1 = {3, 1, 4, 8};
-constexpr Stencil kStride2 = {3, 2, 1, 4};
+constexpr Stencil kStride2 = {3, 2, 4, 4};
 
 }  // namespace
 }  // namespace evsam
@@ -377,7 +373,6 @@ constexpr Stencil kStride2 = {3, 2, 1, 4};
 // Kernels are named after what is stored, the stencil, and the most input pixels of a tile.
 #define EVSAM_GELU(name, T, stencil)                                                              \
   EVSAM_KERNEL(name##_256, 2, 4, T, evsam::Float32::tf32, 4, 4, evsam::Activation::gelu, stencil) \
-  EVSAM_KERNEL(name##_288, 2, 6, T, evsam::Float32::tf32, 6, 3, evsam::Activation::gelu, stencil) \
   EVSAM_KERNEL(name##_320, 2, 4, T, evsam::Float32::tf32, 4, 5, evsam::Activation::gelu, stencil)
 
 EVSAM_GELU(float16_stride1, evsam::half, evsam::kStride1)

@@ -7,21 +7,27 @@
 // k and v, in global memory, and a second adds them in order and computes the output, from q: each
 // reads its own part of qkv, so that nothing is filtered twice but halos.
 //
+// A warp takes 16 tokens at a time: lines of a few, so that a lane, which has four channels of one
+// line, slides the depthwise convolution along it. What it leaves is aggregated by products, with
+// tokens as rows for q, which meets the state next, and as columns for k and v, whose product is
+// the state: so the results of these products are operands of the next ones as they lie in
+// registers. Every warp sums a state of its own, and these are added pair by pair.
+//
 // What is filtered, aggregated and summed is float32; products round their operands to TF32, which
 // has float32's range and no fewer bits than the 16-bit types, or are sums of three (float32). The
-// channels that a product sums over are taken in the order in which the last product left them in
-// registers. Rows in shared memory are 8 floats longer than D: a fragment's pairs, and the columns
-// that a state's product reads, are then in different banks. The algorithm is Figure 2 of
-// EfficientViT (arXiv 2205.14756).
+// terms of a product are taken in the order in which registers hold them. Banks: rows in shared
+// memory are 8 floats longer than D where a fragment's pairs are read, 4 where its single values
+// are, and the map is an odd number of pixels wide. The algorithm is Figure 2 of EfficientViT
+// (arXiv 2205.14756).
 #include "primitives.cuh"
 
 using namespace evsam;
 
 namespace {
 
-// Of a block, which takes 16 tokens a warp in a step; long rows leave no room for more.
+// Of a block; long rows leave no room for more.
 template <int D>
-inline constexpr int kWarpsFor = D <= 32 ? 8 : 4;
+inline constexpr int kWarpsFor = D <= 32 ? 16 : 4;
 
 enum Part { kQ, kK, kV };
 
@@ -64,11 +70,20 @@ template <typename T, int D, Float32 float32>
 struct Attention {
   static constexpr int kWarps = kWarpsFor<D>;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kRows = 16 * kWarps;  // tokens of a step
   static constexpr int kPitch = D + 8;
   static constexpr int kSteps = D / 8;
   static constexpr int kQuads = D / 4;
+  static constexpr int kTiles = D / 16;
+  // A warp's 16 tokens.
+  static constexpr int kLines = 32 / kQuads;
+  static constexpr int kColumns = 16 / kLines;
+  static constexpr int kWindow = kColumns < 4 ? kColumns : 4;  // of which a lane filters at once
   static constexpr int kStateSize = (D + 8) * kPitch;  // floats of a scale's state: [v and 1, k]
+  // Floats that a warp's filtered tokens take, or half of the warps' states.
+  static constexpr int kScratch = 16 * kPitch;
+  // Of v's channels that a warp sums at once: the state of all would take too many registers.
+  static constexpr int kAtOnce = D < 32 ? D : 32;
+  static constexpr int kOwnState = D * kAtOnce + D;
 
   const T* qkv;
   const T* depth_weight;  // [scales, heads * 3, kernel * kernel, D]
@@ -79,25 +94,30 @@ struct Attention {
   int height, width, heads, scales, kernel, tile_height, tile_width;
   float unscale;  // of qkv as it is stored
 
-  T* map;  // [parts, tile_height + kernel - 1, tile_width + kernel - 1, D]
+  T* map;  // [parts, map_height, map_width, D]
   float* filters;  // [2, kernel * kernel, D]
   float* groups;   // [2, D, kPitch]
-  float* rows;     // [2, kRows, kPitch]
+  float* scratch;  // [kWarps, kScratch], or [kWarps / 2, kOwnState]
   float* states;   // [1 + scales, D + 8, kPitch]
+  int across, down;  // warps' tokens in the tile
+  int map_width, map_height;
   int top, left, head, image, warp, lane;
 
-  __device__ int map_width() const { return tile_width + kernel - 1; }
-  __device__ int map_size() const { return (tile_height + kernel - 1) * map_width() * D; }
+  __device__ int map_size() const { return map_height * map_width * D; }
 
   __device__ void set_up(void* shared, int parts) {
+    across = (tile_width + kColumns - 1) / kColumns;
+    down = (tile_height + kLines - 1) / kLines;
+    map_width = (across * kColumns + kernel - 1) | 1;
+    map_height = down * kLines + kernel - 1;
     map = static_cast<T*>(shared);
     filters = reinterpret_cast<float*>(map + parts * map_size());
     groups = filters + 2 * kernel * kernel * D;
-    rows = groups + 2 * D * kPitch;
-    states = rows + 2 * kRows * kPitch;
-    const int across = (width + tile_width - 1) / tile_width;
-    top = blockIdx.x / across * tile_height;
-    left = blockIdx.x % across * tile_width;
+    scratch = groups + 2 * D * kPitch;
+    states = scratch + max(kWarps * kScratch, kWarps / 2 * kOwnState);
+    const int tiles_across = (width + tile_width - 1) / tile_width;
+    top = blockIdx.x / tiles_across * tile_height;
+    left = blockIdx.x % tiles_across * tile_width;
     head = blockIdx.y;
     image = blockIdx.z;
     warp = threadIdx.x / 32;
@@ -106,16 +126,18 @@ struct Attention {
 
   // Starts the copies of one part of the tile, zeros outside of the image.
   __device__ void copy(Part part, int slot) {
-    constexpr int chunks = D / kChunk<T>;
-    T* to = map + slot * map_size();
-    const T* from = qkv + (head * 3 + part) * D;
-    for (int i = threadIdx.x; i < map_size() / kChunk<T>; i += kThreads) {
-      const int pixel = i / chunks;
-      const int y = top + pixel / map_width() - kernel / 2;
-      const int x = left + pixel % map_width() - kernel / 2;
-      const bool there = y >= 0 && y < height && x >= 0 && x < width;
-      const int64_t at = there ? (int64_t(image) * height + y) * width + x : 0;
-      copy_async(to + i * kChunk<T>, from + at * heads * 3 * D + i % chunks * kChunk<T>, there);
+    constexpr int kChunks = D / kChunk<T>;
+    for (int line = warp; line < map_height; line += kWarps) {
+      const int y = top + line - kernel / 2;
+      const int64_t line_of_map = int64_t(image) * height + y;
+      const T* from = qkv + (line_of_map * width * heads * 3 + head * 3 + part) * D;
+      T* to = map + slot * map_size() + line * map_width * D;
+      for (int i = lane; i < map_width * kChunks; i += 32) {
+        const int x = left + i / kChunks - kernel / 2;
+        const bool there = y >= 0 && y < height && x >= 0 && x < width;
+        const T* at = from + x * heads * 3 * D + i % kChunks * kChunk<T>;
+        copy_async(to + i * kChunk<T>, there ? at : qkv, there);
+      }
     }
   }
 
@@ -128,229 +150,400 @@ struct Attention {
       *reinterpret_cast<float4*>(filters + slot * taps * D + i * 4) = value;
     }
     for (int i = threadIdx.x; i < D * kQuads; i += kThreads) {
-      const float4 value = load4(group_weight + group * D * D + i * 4);
+      const float4 value = rounded_if_float(load4(group_weight + group * D * D + i * 4));
       float* to = groups + (slot * D + i / kQuads) * kPitch + i % kQuads * 4;
       *reinterpret_cast<float4*>(to) = value;
     }
   }
 
-  // Position in the tile of a token of it; of the first token where there is no such token.
-  __device__ bool position(int token, int& y, int& x) const {
-    y = token / tile_width;
-    x = token % tile_width;
-    const bool there = y < tile_height && top + y < height && left + x < width;
-    if (!there) y = x = 0;
-    return there;
-  }
+  // A warp's 16 tokens, by the position of the first in the tile.
+  struct Tokens {
+    int y, x;
 
-  __device__ float* rows_of_warp(int slot) const {
-    return rows + (slot * kRows + 16 * warp) * kPitch;
-  }
+    __device__ int y_of(int token) const { return y + token / kColumns; }
+    __device__ int x_of(int token) const { return x + token % kColumns; }
+  };
 
-  // Lane 4 * g + t gets of 16 tokens from `first` on rows g and g + 8, of each 8 channels 2 * t and
-  // 2 * t + 1: the part itself at scale 0, else its aggregation. The warp's rows are scratch.
-  __device__ void values(float (&sum)[kSteps][4], int scale, Part part, int slot, int first) {
-    float* scratch = rows_of_warp(slot);
-    const int quad = lane % kQuads;
-    const int64_t channel = (int64_t(scale - 1) * heads * 3 + head * 3 + part) * D;
-    const T* at[kSteps];
-    float4 filtered[kSteps];
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      int y, x;
-      position(first + lane / kQuads + i * (128 / D), y, x);
-      at[i] = map + slot * map_size() + (y * map_width() + x) * D + quad * 4;
-      filtered[i] = {0, 0, 0, 0};
+  // Calls body(tokens) for all that are the warp's.
+  template <typename Body>
+  __device__ void for_each(const Body& body) {
+    for (int i = warp; i < across * down; i += kWarps) {
+      const int line = i / across;
+      body(Tokens{line * kLines, (i - line * across) * kColumns});
     }
-    if (scale == 0) {
-      const int centre = kernel / 2 * (map_width() + 1) * D;
+  }
+
+  __device__ bool is_there(const Tokens& tokens, int token) const {
+    const int y = tokens.y_of(token), x = tokens.x_of(token);
+    return y < tile_height && x < tile_width && top + y < height && left + x < width;
+  }
+
+  __device__ float* own_scratch() const { return scratch + warp * kScratch; }
+
+  // Adds the convolution of a lane's tokens, the first under `at`. Its size is kKernel, or not
+  // known.
+  template <int kKernel>
+  __device__ void slide(float4 (&sums)[kWindow], const T* at, const float* taps) const {
+    const int size = kKernel > 0 ? kKernel : kernel;
+#pragma unroll 1
+    for (int row = 0; row < size; ++row, at += map_width * D) {
+      // Column x of the map at x % kWindow.
+      float4 window[kWindow];
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) filtered[i] = load4(at[i] + centre);
-    } else {
-      const float* filter = filters + slot * kernel * kernel * D + quad * 4;
-      for (int down = 0; down < kernel; ++down) {
-        for (int along = 0; along < kernel; ++along) {
-          const float4 weight = *reinterpret_cast<const float4*>(filter);
-          filter += D;
+      for (int i = 0; i < kWindow - 1; ++i) window[i] = load4(at + i * D);
+#pragma unroll(kKernel > 0 ? kKernel : 1)
+      for (int first = 0; first < size; first += kWindow) {
 #pragma unroll
-          for (int i = 0; i < kSteps; ++i) {
-            const float4 value = load4(at[i] + (down * map_width() + along) * D);
-            filtered[i].x += weight.x * value.x;
-            filtered[i].y += weight.y * value.y;
-            filtered[i].z += weight.z * value.z;
-            filtered[i].w += weight.w * value.w;
+        for (int along = 0; along < kWindow; ++along) {
+          if (first + along >= size) break;
+          const int newest = along + kWindow - 1;
+          window[newest % kWindow] = load4(at + (first + newest) * D);
+          const float4 tap = *reinterpret_cast<const float4*>(taps);
+          taps += D;
+#pragma unroll
+          for (int i = 0; i < kWindow; ++i) {
+            const float4 value = window[(along + i) % kWindow];
+            sums[i].x = fmaf(tap.x, value.x, sums[i].x);
+            sums[i].y = fmaf(tap.y, value.y, sums[i].y);
+            sums[i].z = fmaf(tap.z, value.z, sums[i].z);
+            sums[i].w = fmaf(tap.w, value.w, sums[i].w);
           }
         }
       }
     }
+  }
+
+  // What a depthwise convolution makes of 16 tokens, or the tokens themselves at scale 0, as rows
+  // of the warp's scratch, `pitch` apart.
+  __device__ void filter(int scale, Part part, int slot, const Tokens& tokens, int pitch) {
+    const int quad = lane % kQuads, line = lane / kQuads;
+    const T* at = map + slot * map_size() + quad * 4 +
+                  ((tokens.y + line) * map_width + tokens.x) * D;
+    const float* taps = filters + slot * kernel * kernel * D + quad * 4;
     float4 bias = {0, 0, 0, 0};
-    if (scale > 0 && depth_bias != nullptr) bias = load4(depth_bias + channel + quad * 4);
+    if (scale > 0 && depth_bias != nullptr) {
+      bias = load4(depth_bias + channel(scale, part) + quad * 4);
+    }
+    float* to = own_scratch() + line * kColumns * pitch + quad * 4;
     __syncwarp();
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      const float4 value = {filtered[i].x * unscale + bias.x, filtered[i].y * unscale + bias.y,
-                            filtered[i].z * unscale + bias.z, filtered[i].w * unscale + bias.w};
-      const int row = lane / kQuads + i * (128 / D);
-      *reinterpret_cast<float4*>(scratch + row * kPitch + quad * 4) = value;
+    for (int first = 0; first < kColumns; first += kWindow, at += kWindow * D) {
+      float4 filtered[kWindow];
+      if (scale == 0) {
+        const T* centre = at + kernel / 2 * (map_width + 1) * D;
+#pragma unroll
+        for (int i = 0; i < kWindow; ++i) {
+          filtered[i] = rounded_if_float(scaled(load4(centre + i * D), bias));
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kWindow; ++i) filtered[i] = {0, 0, 0, 0};
+        // The compiler knows the models' own size.
+        kernel == 5 ? slide<5>(filtered, at, taps) : slide<0>(filtered, at, taps);
+#pragma unroll
+        for (int i = 0; i < kWindow; ++i) {
+          const float4 value = scaled(filtered[i], bias);
+          filtered[i] = {rounded(value.x), rounded(value.y), rounded(value.z), rounded(value.w)};
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kWindow; ++i) {
+        *reinterpret_cast<float4*>(to + (first + i) * pitch) = filtered[i];
+      }
     }
     __syncwarp();
+  }
+
+  __device__ float4 scaled(float4 sum, float4 bias) const {
+    return {fmaf(sum.x, unscale, bias.x), fmaf(sum.y, unscale, bias.y),
+            fmaf(sum.z, unscale, bias.z), fmaf(sum.w, unscale, bias.w)};
+  }
+
+  // The first channel of a part at a scale from 1 on.
+  __device__ int64_t channel(int scale, Part part) const {
+    return (int64_t(scale - 1) * heads * 3 + head * 3 + part) * D;
+  }
+
+  // Lane 4 * g + t gets q of 16 tokens at a scale: rows g and g + 8, of each 8 channels 2 * t and
+  // 2 * t + 1.
+  __device__ void queries(float (&sum)[kSteps][4], int scale, const Tokens& tokens) {
+    filter(scale, kQ, 0, tokens, kPitch);
     const int g = lane / 4, t = lane % 4;
     float taken[kSteps][4];
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      const float* pair = scratch + g * kPitch + step * 8 + 2 * t;
+      const float* pair = own_scratch() + g * kPitch + step * 8 + 2 * t;
       const float2 upper = *reinterpret_cast<const float2*>(pair);
       const float2 lower = *reinterpret_cast<const float2*>(pair + 8 * kPitch);
       taken[step][0] = upper.x, taken[step][1] = upper.y;
       taken[step][2] = lower.x, taken[step][3] = lower.y;
     }
-    if (scale == 0) {
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        for (int i = 0; i < 4; ++i) sum[step][i] = taken[step][i];
-      }
-      return;
-    }
 #pragma unroll
     for (int column = 0; column < kSteps; ++column) {
-      for (int i = 0; i < 4; ++i) sum[column][i] = 0;
-      product(sum[column], taken, groups + (slot * D + column * 8) * kPitch);
+      for (int i = 0; i < 4; ++i) sum[column][i] = scale == 0 ? taken[column][i] : 0.0f;
+      if (scale == 0) continue;
+      product(sum[column], taken, groups + column * 8 * kPitch);
       if (group_bias != nullptr) {
-        const T* offset = group_bias + channel + column * 8 + 2 * t;
+        const T* offset = group_bias + channel(scale, kQ) + column * 8 + 2 * t;
         for (int i = 0; i < 4; ++i) sum[column][i] += to_float(offset[i % 2]);
       }
     }
   }
 
-  // sum[16 x 8] += a[16 x D] b^T, with b's 8 rows of D in shared memory.
-  __device__ void product(float (&sum)[4], const float (&a)[kSteps][4], const float* b) {
-    const float* pair = b + lane / 4 * kPitch + 2 * (lane % 4);
+  // Lane 4 * g + t gets k or v of 16 tokens at a scale, eight after eight, in channels from `from`
+  // on: of each 16 g and g + 8, of tokens 2 * t and 2 * t + 1.
+  template <int kCount>
+  __device__ void columns(float (&sum)[2][kCount][4], int scale, Part part, int from,
+                          const Tokens& tokens) {
+    const int slot = part - kK, g = lane / 4, t = lane % 4;
+    filter(scale, part, slot, tokens, scale == 0 ? D + 4 : kPitch);
+    if (scale == 0) {
+#pragma unroll
+      for (int eight = 0; eight < 2; ++eight) {
+#pragma unroll
+        for (int tile = 0; tile < kCount; ++tile) {
+          const float* at = own_scratch() + (8 * eight + 2 * t) * (D + 4) + from + 16 * tile + g;
+          sum[eight][tile][0] = at[0], sum[eight][tile][1] = at[D + 4];
+          sum[eight][tile][2] = at[8], sum[eight][tile][3] = at[D + 12];
+        }
+      }
+      return;
+    }
+#pragma unroll
+    for (int tile = 0; tile < kCount; ++tile) {
+      float offsets[2] = {};
+      if (group_bias != nullptr) {
+        const T* offset = group_bias + channel(scale, part) + from + 16 * tile + g;
+        offsets[0] = to_float(offset[0]), offsets[1] = to_float(offset[8]);
+      }
+      for (int i = 0; i < 4; ++i) sum[0][tile][i] = sum[1][tile][i] = offsets[i / 2];
+    }
+    const float* of_tokens = own_scratch() + g * kPitch + 2 * t;
+    const float* weights = groups + (slot * D + from + g) * kPitch + 2 * t;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      const float2 of_b = *reinterpret_cast<const float2*>(pair + step * 8);
-      const uint32_t b_bits[2] = {__float_as_uint(of_b.x), __float_as_uint(of_b.y)};
-      const uint32_t a_bits[4] = {__float_as_uint(a[step][0]), __float_as_uint(a[step][2]),
-                                  __float_as_uint(a[step][1]), __float_as_uint(a[step][3])};
-      multiply<float, float32>(sum, a_bits, b_bits);
+      const Pair first = pair(of_tokens + step * 8);
+      const Pair second = pair(of_tokens + step * 8 + 8 * kPitch);
+#pragma unroll
+      for (int tile = 0; tile < kCount; ++tile) {
+        const Pair upper = pair(weights + 16 * tile * kPitch + step * 8);
+        const Pair lower = pair(weights + (16 * tile + 8) * kPitch + step * 8);
+        const uint32_t a[4] = {upper.bits[0], lower.bits[0], upper.bits[1], lower.bits[1]};
+        multiply_rounded(sum[0][tile], a, first.bits);
+        multiply_rounded(sum[1][tile], a, second.bits);
+      }
+    }
+    if (part == kV) {
+#pragma unroll
+      for (int tile = 0; tile < kCount; ++tile) {
+        for (int i = 0; i < 8; ++i) {
+          float& value = sum[i / 4][tile][i % 4];
+          value = rounded(value);
+        }
+      }
     }
   }
 
-  __device__ void store_rows(const float (&value)[kSteps][4], int slot) {
-    float* pair = rows_of_warp(slot) + lane / 4 * kPitch + 2 * (lane % 4);
-    __syncwarp();
+  // An operand of a product, rounded once where it is made: then products take it as it is.
+  static __device__ float rounded(float value) {
+    return float32 == Float32::tf32 ? __uint_as_float(round_to_tf32(value)) : value;
+  }
+  // The same, of what is exact in 16 bits.
+  static __device__ float4 rounded_if_float(float4 value) {
+    if constexpr (sizeof(T) == 2) return value;
+    return {rounded(value.x), rounded(value.y), rounded(value.z), rounded(value.w)};
+  }
+
+  static __device__ void multiply_rounded(float (&sum)[4], const uint32_t (&a)[4],
+                                          const uint32_t (&b)[2]) {
+    if constexpr (float32 == Float32::tf32) {
+      multiply_tf32(sum, a, b);
+    } else {
+      multiply<float, float32>(sum, a, b);
+    }
+  }
+
+  struct Pair {
+    uint32_t bits[2];
+  };
+  __device__ static Pair pair(const float* from) {
+    const float2 value = *reinterpret_cast<const float2*>(from);
+    return {{__float_as_uint(value.x), __float_as_uint(value.y)}};
+  }
+
+  // sum[16 x 8] += a[16 x D] b^T, with b's 8 rows of D in shared memory.
+  __device__ void product(float (&sum)[4], const float (&a)[kSteps][4], const float* b) {
+    const float* of_b = b + lane / 4 * kPitch + 2 * (lane % 4);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      *reinterpret_cast<float2*>(pair + step * 8) = {value[step][0], value[step][1]};
-      *reinterpret_cast<float2*>(pair + step * 8 + 8 * kPitch) = {value[step][2], value[step][3]};
+      const uint32_t a_bits[4] = {__float_as_uint(a[step][0]), __float_as_uint(a[step][2]),
+                                  __float_as_uint(a[step][1]), __float_as_uint(a[step][3])};
+      multiply_rounded(sum, a_bits, pair(of_b + step * 8).bits);
     }
   }
 
   // states[scale] = sum over the tile's tokens of (v, 1) relu(k)^T.
   __device__ void sum_state(int scale) {
-    constexpr int columns = kSteps;
-    constexpr int products = D / 16 * columns;
-    constexpr int share = (products + kWarps - 1) / kWarps;
+#pragma unroll 1
+    for (int from = 0; from < D; from += kAtOnce) {
+      if (from > 0) __syncthreads();  // The scratch is free.
+      sum_state(scale, from);
+    }
+  }
+
+  // The rows from `from` on.
+  __device__ void sum_state(int scale, int from) {
+    constexpr int kOwnSteps = kAtOnce / 8;
     const int g = lane / 4, t = lane % 4;
-    float state[share][4] = {};
-    float keys[kSteps][2] = {};  // over rows g and g + 8 of the warp
-    for (int first = 0; first < tile_height * tile_width; first += kRows) {
-      float value[kSteps][4];
-      values(value, scale, kK, 0, first + 16 * warp);
-      int y, x;
-      const bool upper = position(first + 16 * warp + g, y, x);
-      const bool lower = position(first + 16 * warp + g + 8, y, x);
+    float state[kTiles][kOwnSteps][4] = {};  // rows are channels of k, columns of v
+    float ones[kTiles][2] = {};              // of k's channels g and g + 8
+    for_each([&](const Tokens& tokens) {
+      float k[2][kTiles][4], v[2][kAtOnce / 16][4];
+      columns(k, scale, kK, 0, tokens);
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        for (int i = 0; i < 4; ++i) {
-          value[step][i] = (i < 2 ? upper : lower) ? relu(value[step][i]) : 0.0f;
-        }
-        for (int i = 0; i < 2; ++i) keys[step][i] += value[step][i] + value[step][i + 2];
-      }
-      store_rows(value, 0);
-      values(value, scale, kV, 1, first + 16 * warp);
-      store_rows(value, 1);
-      __syncthreads();
-      for (int step = 0; step < kRows / 8; ++step) {
+      for (int eight = 0; eight < 2; ++eight) {
+        bool there[2];
+        for (int i = 0; i < 2; ++i) there[i] = is_there(tokens, 8 * eight + 2 * t + i);
 #pragma unroll
-        for (int u = 0; u < share; ++u) {
-          const int index = warp + u * kWarps;
-          if (index >= products) break;
-          const int column = index % columns;
-          const float* k = rows + (step * 8 + t) * kPitch + index / columns * 16 + g;
-          const float* v = rows + (kRows + step * 8 + t) * kPitch + column * 8 + g;
-          const uint32_t a[4] = {__float_as_uint(k[0]), __float_as_uint(k[8]),
-                                 __float_as_uint(k[4 * kPitch]),
-                                 __float_as_uint(k[4 * kPitch + 8])};
-          const uint32_t b[2] = {__float_as_uint(v[0]), __float_as_uint(v[4 * kPitch])};
-          multiply<float, float32>(state[u], a, b);
+        for (int tile = 0; tile < kTiles; ++tile) {
+          for (int i = 0; i < 4; ++i) {
+            float& key = k[eight][tile][i];
+            key = there[i % 2] ? relu(key) : 0.0f;
+            ones[tile][i / 2] += key;
+            if (scale > 0) key = rounded(key);
+          }
         }
       }
-      __syncthreads();
-    }
+      columns(v, scale, kV, from, tokens);
 #pragma unroll
-    for (int u = 0; u < share; ++u) {
-      const int index = warp + u * kWarps;
-      if (index >= products) break;
-      float* to = states + scale * kStateSize + (index % columns * 8 + 2 * t) * kPitch +
-                  index / columns * 16 + g;
-      to[0] = state[u][0], to[kPitch] = state[u][1];
-      to[8] = state[u][2], to[kPitch + 8] = state[u][3];
-    }
+      for (int eight = 0; eight < 2; ++eight) {
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
+        for (int tile = 0; tile < kTiles; ++tile) {
+          const float(&key)[4] = k[eight][tile];
+          const uint32_t a[4] = {__float_as_uint(key[0]), __float_as_uint(key[2]),
+                                 __float_as_uint(key[1]), __float_as_uint(key[3])};
+#pragma unroll
+          for (int step = 0; step < kOwnSteps; ++step) {
+            const float* value = v[eight][step / 2] + step % 2 * 2;
+            const uint32_t b[2] = {__float_as_uint(value[0]), __float_as_uint(value[1])};
+            multiply_rounded(state[tile][step], a, b);
+          }
+        }
+      }
+    });
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
       for (int i = 0; i < 2; ++i) {
-        for (int apart = 4; apart < 32; apart *= 2) {
-          keys[step][i] += __shfl_xor_sync(~0u, keys[step][i], apart);
+        for (int apart = 1; apart < 4; apart *= 2) {
+          ones[tile][i] += __shfl_xor_sync(~0u, ones[tile][i], apart);
         }
-        if (g == 0) rows[warp * kPitch + step * 8 + 2 * t + i] = keys[step][i];
       }
     }
+    // Pair by pair; a warp writes where it has read itself, or after all are done with their rows.
     __syncthreads();
-    float* ones = states + scale * kStateSize + D * kPitch;
-    for (int i = threadIdx.x; i < 8 * D; i += kThreads) {
-      float sum = 0;  // Rows below the first pad it to a fragment.
-      for (int of = 0; i < D && of < kWarps; ++of) sum += rows[of * kPitch + i];
-      ones[i / D * kPitch + i % D] = sum;
+    const auto each = [&](float* slot, const auto& body) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int step = 0; step < kOwnSteps; ++step) {
+          for (int i = 0; i < 4; ++i) {
+            body(slot[((tile * kOwnSteps + step) * 4 + i) * 32 + lane], state[tile][step][i]);
+          }
+        }
+        for (int i = 0; i < 2; ++i) {
+          if (t == 0) body(slot[D * kAtOnce + 16 * tile + 8 * i + g], ones[tile][i]);
+        }
+      }
+    };
+    for (int half = kWarps / 2; half > 0; half /= 2) {
+      if (half <= warp && warp < 2 * half) {
+        const int slot = half == kWarps / 2 ? warp - half : warp;
+        each(scratch + slot * kOwnState, [](float& to, float own) { to = own; });
+      }
+      __syncthreads();
+      if (warp < half) {
+        const int slot = half == kWarps / 2 ? warp : warp + half;
+        each(scratch + slot * kOwnState, [](float from, float& own) { own += from; });
+      }
+    }
+    float* const whole = states + scale * kStateSize;
+    if (warp == 0) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int step = 0; step < kOwnSteps; ++step) {
+          float* to = whole + (from + 8 * step + 2 * t) * kPitch + 16 * tile + g;
+          to[0] = state[tile][step][0], to[kPitch] = state[tile][step][1];
+          to[8] = state[tile][step][2], to[kPitch + 8] = state[tile][step][3];
+        }
+        for (int i = 0; i < 2; ++i) {
+          if (t == 0) whole[D * kPitch + 16 * tile + 8 * i + g] = ones[tile][i];
+        }
+      }
+      // Rows below the last pad it to a fragment.
+      for (int i = lane; i < 7 * D; i += 32) whole[(D + 1 + i / D) * kPitch + i % D] = 0;
     }
   }
 
   // Writes a scale's output of all tokens of the tile, multiplied by `factor`.
   __device__ void attend(int scale, float factor, float eps) {
     const float* state = states + scale * kStateSize;
-    for (int first = 16 * warp; first < tile_height * tile_width; first += kRows) {
-      float q[kSteps][4], result[kSteps][4];
-      values(q, scale, kQ, 0, first);
+    const int g = lane / 4, t = lane % 4;
+    for_each([&](const Tokens& tokens) {
+      float q[kSteps][4];
+      queries(q, scale, tokens);
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        for (int i = 0; i < 4; ++i) q[step][i] = relu(q[step][i]);
+        for (int i = 0; i < 4; ++i) {
+          q[step][i] = relu(q[step][i]);
+          if (scale > 0) q[step][i] = rounded(q[step][i]);
+        }
       }
       float denominator[4] = {};
       product(denominator, q, state + D * kPitch);
-      const float upper = __shfl_sync(~0u, denominator[0], lane & ~3) + eps;
-      const float lower = __shfl_sync(~0u, denominator[2], lane & ~3) + eps;
+      float lift[2], by[2];
+      for (int lower = 0; lower < 2; ++lower) {
+        const float sum = __shfl_sync(~0u, denominator[2 * lower], lane & ~3) + eps;
+        // Its reciprocal may be beyond the largest number where quotients are not.
+        lift[lower] = sum < 1e-30f ? 0x1p64f : 1.0f;
+        by[lower] = factor / (sum * lift[lower]);
+      }
+      __syncwarp();
+      float* const own = own_scratch() + g * kPitch + 2 * t;
 #pragma unroll
       for (int column = 0; column < kSteps; ++column) {
-        for (int i = 0; i < 4; ++i) result[column][i] = 0;
-        product(result[column], q, state + column * 8 * kPitch);
-        for (int i = 0; i < 4; ++i) {
-          result[column][i] = result[column][i] / (i < 2 ? upper : lower) * factor;
+        float result[4] = {};
+        product(result, q, state + column * 8 * kPitch);
+        for (int lower = 0; lower < 2; ++lower) {
+          *reinterpret_cast<float2*>(own + column * 8 + 8 * lower * kPitch) = {
+              result[2 * lower] * lift[lower] * by[lower],
+              result[2 * lower + 1] * lift[lower] * by[lower]};
         }
       }
-      store_rows(result, 0);
       __syncwarp();
       for (int i = lane; i < 16 * kQuads; i += 32) {
-        int y, x;
-        if (!position(first + i / kQuads, y, x)) continue;
-        const int64_t pixel = (int64_t(image) * height + top + y) * width + left + x;
-        const float* from = rows_of_warp(0) + i / kQuads * kPitch + i % kQuads * 4;
+        const int token = i / kQuads;
+        if (!is_there(tokens, token)) continue;
+        const int64_t line = int64_t(image) * height + top + tokens.y_of(token);
+        const int64_t pixel = line * width + left + tokens.x_of(token);
+        const float* from = own_scratch() + token * kPitch + i % kQuads * 4;
         store4(out + ((pixel * (1 + scales) + scale) * heads + head) * D + i % kQuads * 4,
                *reinterpret_cast<const float4*>(from));
       }
+    });
+  }
+
+  // The states as operands.
+  __device__ void round_states() {
+    __syncthreads();
+    for (int i = threadIdx.x; i < (1 + scales) * kStateSize; i += kThreads) {
+      if (i % kPitch < D) states[i] = rounded(states[i]);
     }
   }
 
   // This tile's states, [image, head, tile, 1 + scales, D + 1, D] in global memory.
   __device__ void leave_states(float* parts) {
+    __syncthreads();
     const int size = (1 + scales) * (D + 1) * D;
     const int64_t block = (int64_t(image) * heads + head) * gridDim.x + blockIdx.x;
     for (int i = threadIdx.x; i < size; i += kThreads) {
@@ -374,20 +567,21 @@ struct Attention {
   }
 
   __device__ void run(int phases, float* parts, float factor, float eps) {
+    // Scale 0 needs no weights and comes last: those of the first come while the map does.
     if (phases & kState) {
       copy(kK, 0);
       copy(kV, 1);
       commit_copies();
-      wait_for_copies<0>();
-      for (int scale = 0; scale <= scales; ++scale) {
+      int scale = scales;
+      do {
         if (scale > 0) {
           load_weights(scale, kK, 0);
           load_weights(scale, kV, 1);
         }
+        wait_for_copies<0>();
         __syncthreads();
         sum_state(scale);
-      }
-      __syncthreads();
+      } while (scale-- > 0);
     }
     if (!(phases & kOutput)) {
       leave_states(parts);
@@ -396,13 +590,15 @@ struct Attention {
     copy(kQ, 0);
     commit_copies();
     if (!(phases & kState)) add_states(parts);
-    wait_for_copies<0>();
-    for (int scale = 0; scale <= scales; ++scale) {
-      __syncthreads();
+    round_states();
+    int scale = scales;
+    do {
       if (scale > 0) load_weights(scale, kQ, 0);
+      wait_for_copies<0>();
       __syncthreads();
       attend(scale, factor, eps);
-    }
+      __syncthreads();
+    } while (scale-- > 0);
   }
 };
 

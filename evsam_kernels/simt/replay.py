@@ -314,7 +314,9 @@ def _equations(code: Sequence[Sass], blocks: Sequence[BasicBlock], counts: _Coun
     for number, block in enumerate(blocks):
         if not any(row[number] for row, _, _ in equations):
             lines = [code[index].line for index in block.instructions]
-            known = [counts.executions(line) for line in lines if counts.kind(line)]
+            # A branch of the PTX may be several in machine code, each taken at times.
+            kinds = ("", "control")
+            known = [counts.executions(line) for line in lines if counts.kind(line) not in kinds]
             if known:
                 guess = float(np.median(known))
                 equations.append((np.eye(len(blocks))[number], guess, _GUESSED))

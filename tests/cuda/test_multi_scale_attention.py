@@ -124,19 +124,29 @@ def test_head_dims_beyond_the_kernels_are_refused():
 
 
 MUTATIONS = {
-    "barrier before the state's product deleted": (
-        "      store_rows(value, 1);\n      __syncthreads();\n",
-        "      store_rows(value, 1);\n",
+    "barrier before warps add their states deleted": (
+        "    __syncthreads();\n    const auto each",
+        "    const auto each",
         "race",
     ),
-    "barrier after the state's product deleted": (
-        "        }\n      }\n      __syncthreads();\n",
-        "        }\n      }\n",
+    "barrier between two warps that add their states deleted": (
+        "      __syncthreads();\n      if (warp < half) {",
+        "      if (warp < half) {",
+        "race",
+    ),
+    "barrier after the last state deleted": (
+        "  __device__ void round_states() {\n    __syncthreads();\n",
+        "  __device__ void round_states() {\n",
+        "race",
+    ),
+    "a warp reads what others of it have not written": (
+        "      }\n    }\n    __syncwarp();\n  }\n\n  __device__ float4 scaled",
+        "      }\n    }\n  }\n\n  __device__ float4 scaled",
         "race",
     ),
     "wait for a group too few": (
-        "wait_for_copies<0>();\n      for",
-        "wait_for_copies<1>();\n      for",
+        "        wait_for_copies<0>();\n        __syncthreads();\n        sum_state",
+        "        wait_for_copies<1>();\n        __syncthreads();\n        sum_state",
         "unfinished copy",
     ),
     "mask of the halo dropped": (
@@ -145,14 +155,19 @@ MUTATIONS = {
         "out of bounds",
     ),
     "mask of the stores dropped": (
-        "if (!position(first + i / kQuads, y, x)) continue;",
-        "y = (first + i / kQuads) / tile_width, x = (first + i / kQuads) % tile_width;",
+        "        if (!is_there(tokens, token)) continue;\n",
+        "",
         "out of bounds",
     ),
-    "mask of the keys dropped": ("i < 2 ? upper : lower) ? relu", "true) ? relu", "wrong result"),
+    "mask of the keys dropped": ("there[i % 2] ? relu(key)", "true ? relu(key)", "wrong result"),
     "order of a fragment's channels": (
         "__float_as_uint(a[step][0]), __float_as_uint(a[step][2])",
         "__float_as_uint(a[step][0]), __float_as_uint(a[step][1])",
+        "wrong result",
+    ),
+    "tokens of a product and its other operand's out of order": (
+        "__float_as_uint(key[0]), __float_as_uint(key[2])",
+        "__float_as_uint(key[1]), __float_as_uint(key[3])",
         "wrong result",
     ),
 }

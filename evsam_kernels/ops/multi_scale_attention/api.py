@@ -84,7 +84,8 @@ def _output_shape(
 _operator = register(
     "multi_scale_attention",
     "Tensor x, Tensor qkv_weight, Tensor? qkv_bias, "
-    "Tensor[] depth_weights, Tensor[] depth_biases, Tensor[] group_weights, Tensor[] group_biases, "
+    "Tensor[]? depth_weights, Tensor[]? depth_biases, "
+    "Tensor[]? group_weights, Tensor[]? group_biases, "
     "Tensor proj_weight, Tensor? proj_bias, Tensor? residual, int head_dim, float eps",
     _output_shape,
 )

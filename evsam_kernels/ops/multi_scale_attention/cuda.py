@@ -24,7 +24,7 @@ from evsam_kernels.ops.mbconv.triton import largest_values
 
 DTYPES = HALF_AND_SINGLE
 
-_WARPS = {16: 8, 32: 8, 64: 4}  # of a block, by the head dimensions that there are kernels for
+_WARPS = {16: 16, 32: 16, 64: 4}  # of a block, by the head dimensions that there are kernels for
 _SMALL = 256  # tokens of a tile that is not split further: its halo would outweigh it
 _STATE, _OUTPUT = 1, 2  # phases of the kernel
 
@@ -115,10 +115,15 @@ def _shared(
     tile: tuple[int, int], parts: int, kernel: int, dim: int, scales: int, element: int
 ) -> int:
     """Bytes of shared memory of a block, as the kernel lays it out."""
-    pixels = (tile[0] + kernel - 1) * (tile[1] + kernel - 1)
-    pitch = dim + 8
-    floats = 2 * kernel * kernel * dim + 2 * dim * pitch + 2 * 16 * _WARPS[dim] * pitch
+    lines = 128 // dim
+    columns = 16 // lines
+    map_height = -(-tile[0] // lines) * lines + kernel - 1
+    map_width = (-(-tile[1] // columns) * columns + kernel - 1) | 1
+    pitch, warps = dim + 8, _WARPS[dim]
+    floats = 2 * kernel * kernel * dim + 2 * dim * pitch
+    floats += max(warps * 16 * pitch, warps // 2 * (min(dim, 32) + 1) * dim)
     floats += (1 + scales) * (dim + 8) * pitch
+    pixels = map_height * map_width
     return parts * pixels * dim * element + 4 * floats
 
 
