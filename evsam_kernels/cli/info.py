@@ -14,7 +14,9 @@ import torch
 
 import evsam_kernels
 from evsam_kernels.backends import AUTO, BACKENDS, build_info
+from evsam_kernels.cli.errors import CommandError
 from evsam_kernels.cli.machine import machine
+from evsam_kernels.ops import tiling
 from evsam_kernels.ops.registry import OPERATIONS, chosen_backend, has_kernel
 from evsam_kernels.simt import toolchain
 
@@ -46,7 +48,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what is known of the installation and the machine."""
-    facts = gather()
+    try:
+        facts = gather()
+    except ValueError as error:  # An environment variable has a value that means nothing.
+        raise CommandError(str(error)) from error
     print(json.dumps(facts, indent=2) if arguments.json else _as_text(facts))
     return 0
 
@@ -63,6 +68,8 @@ def gather() -> dict[str, Any]:
     - "backends": per backend what executes it, on which devices, whether it can run here, why not;
     - "operations": per operation the backends that have a kernel, and by type of device the one
       that "auto" picks at float32;
+    - "tiles": whether EVSAM_AUTOTUNE asks for tiles of Triton kernels to be timed, and the file of
+      each GPU that keeps the best;
     - "gpu_tools": per program of the CUDA toolkit its path or None, why there is none, and what it
       is for;
     - "optional_packages": per package its version or None, and what it is for.
@@ -98,6 +105,13 @@ def gather() -> dict[str, Any]:
             }
             for op in OPERATIONS
         ],
+        "tiles": {
+            "autotune": tiling.enabled(),
+            "files": [
+                str(tiling.cache_file(torch.cuda.get_device_name(index)))
+                for index in range(torch.cuda.device_count())
+            ],
+        },
         "gpu_tools": [_gpu_tool(tool, purpose) for tool, purpose in _GPU_TOOLS.items()],
         "optional_packages": [
             {"name": name, "version": _version(name), "purpose": purpose}
@@ -156,6 +170,7 @@ def _as_text(facts: dict[str, Any]) -> str:
             "instruction sets": " ".join(on["instruction_sets"]) or "unknown",
             "cores, threads": f"{on['cores']} usable, PyTorch uses {on['threads']} threads",
             "GPU": ", ".join(cuda["devices"]) or f"none: {cuda['reason']}",
+            "tiles": _tiles(facts["tiles"]),
         },
         "build": _build_rows(facts["build"], facts["cpu_kernels"]),
         "backends": {
@@ -182,6 +197,13 @@ def _as_text(facts: dict[str, Any]) -> str:
         width = max(map(len, rows))
         lines += [title, *(f"  {name:{width}}  {value}" for name, value in rows.items()), ""]
     return "\n".join(lines[:-1])
+
+
+def _tiles(tiles: dict[str, Any]) -> str:
+    if not tiles["autotune"]:
+        return f"from a table; {tiling.VARIABLE}=1 has GPUs time them on first use"
+    files = ", ".join(tiles["files"]) or "no GPU yet"
+    return f"timed on first use ({tiling.VARIABLE}=1), kept in {files}"
 
 
 def _build_rows(build: dict[str, Any], kernels: dict[str, Any] | None) -> dict[str, str]:

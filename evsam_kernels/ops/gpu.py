@@ -16,10 +16,12 @@ class Limits(NamedTuple):
     """What tile sizes depend on.
 
     Attributes:
+        arch: compute capability, 80 for sm_80; 0 of other makers' GPUs.
         multiprocessors: how many there are.
         shared: bytes of shared memory that a block may have.
     """
 
+    arch: int
     multiprocessors: int
     shared: int
 
@@ -29,7 +31,10 @@ def limits(tensor: Tensor) -> Limits:
     emulated = emulation.current()
     if emulated is not None:
         gpu = next((gpu for gpu in GPUS.values() if gpu.arch == emulated.arch), None)
-        return Limits(gpu.sms if gpu else 108, max_shared(emulated.arch))
+        return Limits(emulated.arch, gpu.sms if gpu else 108, max_shared(emulated.arch))
     properties = torch.cuda.get_device_properties(tensor.device)
     shared = getattr(properties, "shared_memory_per_block_optin", 0)
-    return Limits(properties.multi_processor_count, shared or properties.shared_memory_per_block)
+    arch = 0 if torch.version.hip else 10 * properties.major + properties.minor
+    return Limits(
+        arch, properties.multi_processor_count, shared or properties.shared_memory_per_block
+    )

@@ -221,12 +221,13 @@ def layer_of(op: str, operands: Sequence[Any]) -> Layer:
 
 
 def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence[int]]) -> Kernel:
-    """Register `op` with `torch.library` and return the callable operator.
+    """Register `op` with `torch.library` and return what calls the operator.
 
     The operator takes the operands of `operands_schema` and the backend's name, checks them, and
     returns a dense NHWC tensor with the dtype of the first tensor operand. Its gradient comes from
     the function `<op>_backward` beside the backend's kernel, called with the output's gradient,
     which gradients are wanted and the operands; where there is none, it is that of the formula.
+    An export to ONNX, which knows no such operator, gets the formula.
 
     Args:
         op: name of the operation, of its folder and of its formula.
@@ -242,10 +243,17 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
     operator = getattr(getattr(torch.ops, NAMESPACE), op).default
     backward_operator = getattr(getattr(torch.ops, NAMESPACE), f"{op}_backward").default
 
-    _operand_names[op] = [operand.split(" ")[-1] for operand in operands_schema.split(", ")]
+    kinds, names = zip(
+        *(operand.split(" ") for operand in operands_schema.split(", ")), strict=True
+    )
+    _operand_names[op] = list(names)
 
     def run(*arguments: Any) -> Tensor:
         *operands, backend = arguments
+        for index, kind in enumerate(kinds):
+            # AOTInductor hands an empty list over as None.
+            if kind == "Tensor[]?" and operands[index] is None:
+                operands[index] = []
         output_shape(*operands)
         first = tensors_of(operands)[0]
         emulated = emulation.current() is not None
@@ -294,7 +302,16 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
     torch.library.register_fake(qualified)(fake)
     torch.library.register_fake(f"{qualified}_backward")(fake_backward)
     torch.library.register_autograd(qualified, backward, setup_context=save)
-    return operator
+
+    def call(*arguments: Any) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            *operands, _ = arguments
+            output_shape(*operands)
+            return _run_formula(formula(op), *operands)
+        result: Tensor = operator(*arguments)
+        return result
+
+    return call
 
 
 _SAVED = object()

@@ -16,6 +16,7 @@ import evsam_kernels
 from evsam_kernels import backends
 from evsam_kernels.backends import BACKENDS, Backend, build_info
 from evsam_kernels.cli import info, main
+from evsam_kernels.ops import tiling
 from evsam_kernels.ops.registry import OPERATIONS
 from evsam_kernels.simt import toolchain
 
@@ -30,7 +31,7 @@ def test_json_has_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     facts = printed(capsys)
     assert list(facts) == [
         *("package", "build", "cpu_kernels", "machine", "cuda", "backends", "operations"),
-        *("gpu_tools", "optional_packages"),
+        *("tiles", "gpu_tools", "optional_packages"),
     ]
     assert facts["package"]["version"] == evsam_kernels.__version__
     assert facts["machine"]["torch"] == torch.__version__
@@ -39,6 +40,22 @@ def test_json_has_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(facts["build"]) == fields
     assert facts["cuda"]["available"] == torch.cuda.is_available()
     assert bool(facts["cuda"]["reason"]) != facts["cuda"]["available"]
+
+
+def test_tiles_say_whether_they_are_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("EVSAM_AUTOTUNE", raising=False)
+    assert main(["info"]) == 0
+    assert "from a table; EVSAM_AUTOTUNE=1 has GPUs time them" in capsys.readouterr().out
+    monkeypatch.setenv("EVSAM_AUTOTUNE", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "A100")
+    tiles = printed(capsys)["tiles"]
+    assert tiles["autotune"] is True
+    assert tiles["files"] == [str(tiling.cache_file("A100"))]
+    assert main(["info"]) == 0
+    assert f"kept in {tiles['files'][0]}" in capsys.readouterr().out
 
 
 def test_json_lists_backends_and_operations(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +18,8 @@ from support.tf32 import tf32
 import evsam_kernels as ek
 from evsam_kernels import simt
 from evsam_kernels.numerics.cases import Case
+from evsam_kernels.ops import tiling
+from evsam_kernels.ops.tiling import Entry
 from evsam_kernels.simt import emulation, toolchain
 from evsam_kernels.simt.occupancy import max_shared
 
@@ -67,6 +72,7 @@ def tensor_core_calls(dtype: torch.dtype) -> list[Callable[[], object]]:
     calls = [
         _operands("conv_act", dtype, channels=(64, 256), size=(160, 128), **conv),
         _operands("conv_act", dtype, channels=(64, 64), size=(9, 8), **conv),
+        _operands("conv_act", dtype, channels=(128, 256), size=(160, 128), residual=True, **conv),
         _operands("conv_act", dtype, channels=(32, 32), size=(160, 180), residual=True),
         _operands("conv_act", dtype, channels=(3, 32), size=(64, 64), stride=2),
         _operands("multi_scale_attention", dtype, channels=(64, 64), size=(8, 9)),
@@ -131,17 +137,68 @@ def test_nvidia(arch, dtype, compiled):
             assert re.search(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", ptx), name
 
 
-def test_amd(compiled, monkeypatch):
+def table_calls(arch: int) -> list[Callable[[], object]]:
+    """Calls that take each of the table's tiles on an architecture once."""
+    calls = {}
+    for entry in tiling.entries():
+        if arch in entry.architectures:
+            # The kernel of `conv_act` is the same for other numbers of channels.
+            channels = () if entry.operation == "conv_act" else entry.channels
+            calls[entry.operation, channels, entry.kernel, entry.stride, entry.tile] = entry
+    return [functools.partial(_call_of, entry) for entry in calls.values()]
+
+
+def _call_of(entry: Entry) -> None:
+    half = {"dtype": torch.float16, "memory_format": torch.channels_last}
+    lines = 32
+    size = (entry.stride * lines, entry.stride * entry.least_pixels // lines)
+    x = torch.empty(1, entry.channels[0], *size, **half)
+    weights = []
+    for kernel, (inside, outside) in zip(
+        (entry.kernel, 1), itertools.pairwise(entry.channels), strict=False
+    ):
+        weight = torch.empty(outside, inside, kernel, kernel, **half)
+        weights += [weight, torch.empty(outside, dtype=torch.float16)]
+    residual = torch.empty(1, entry.channels[-1], lines, entry.least_pixels // lines, **half)
+    settings = {"stride": entry.stride, "activation": "gelu", "backend": "triton"}
+    getattr(ek.ops, entry.operation)(x, *weights, residual=residual, **settings)
+
+
+@pytest.mark.parametrize("arch", [80, 86, 89, 120])
+def test_the_tables_tiles(arch, compiled, monkeypatch):
+    taken = set()
+    for op in ("conv_act", "fused_mbconv"):
+        kernels = importlib.import_module(f"evsam_kernels.ops.{op}.triton")
+
+        def choose(*arguments, chosen=kernels.choose):
+            tile = chosen(*arguments)
+            taken.add(tile)
+            return tile
+
+        monkeypatch.setattr(kernels, "choose", choose)
+    with simt.emulate(arch):
+        for call in table_calls(arch):
+            call()
+    assert taken == {entry.tile for entry in tiling.entries() if arch in entry.architectures}
+    for name, files in compiled.files.items():
+        assert not _spilled(files["cubin"]), f"{name} spills"
+        assert compiled.shared[name] <= max_shared(arch), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_amd(dtype, compiled, monkeypatch):
     target = triton.backends.compiler.GPUTarget("hip", "gfx942", 64)
     monkeypatch.setattr(emulation._Driver, "get_current_target", lambda self: target)
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setattr("evsam_kernels.ops.gpu.max_shared", lambda arch: AMD_SHARED)
-    with simt.emulate():
-        for call in tensor_core_calls(torch.float16):
+    monkeypatch.setattr(tiling, "table", dict)  # It has none for AMD.
+    with tf32(True), simt.emulate():
+        for call in tensor_core_calls(dtype):
             call()
         products = list(compiled.files)
-        for call in other_calls(torch.float16):
-            call()
+        if dtype == torch.float16:
+            for call in other_calls(dtype):
+                call()
     for name, files in compiled.files.items():
         code = files["amdgcn"].read_text(encoding="utf-8")
         for kind in ("vgpr", "sgpr"):

@@ -1,29 +1,11 @@
-"""Tile sizes of the Triton kernel of `conv_act`, chosen by what they must cost at least."""
+"""Tile sizes of the Triton kernel of `conv_act`, and a rule to choose by: what they must cost."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 
 from evsam_kernels.ops.gpu import Limits
-
-
-class Tile(NamedTuple):
-    """A block's share of a product, and how it is computed.
-
-    Attributes:
-        bm, bn, bk: rows, columns and the part of the sum that is loaded at once.
-        warps: of a block.
-        stages: of the software pipeline.
-    """
-
-    bm: int
-    bn: int
-    bk: int
-    warps: int
-    stages: int
-
+from evsam_kernels.ops.tiling import Tile
 
 HALF_TILES = (
     Tile(128, 128, 32, 4, 4),
@@ -34,6 +16,13 @@ HALF_TILES = (
     Tile(64, 32, 32, 4, 4),
 )
 SINGLE_TILES = (Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3))
+OTHER_HALF_TILES = (
+    Tile(128, 128, 64, 4, 2),
+    Tile(128, 64, 64, 4, 3),
+    Tile(64, 128, 64, 4, 3),
+    Tile(64, 64, 64, 4, 3),
+)
+"""Which the rule cannot tell from those."""
 
 
 def tile_of(dtype: torch.dtype, rows: int, columns: int, limits: Limits) -> Tile:
@@ -50,3 +39,8 @@ def tile_of(dtype: torch.dtype, rows: int, columns: int, limits: Limits) -> Tile
 
     # Of equal ones the first, which is the largest.
     return min(SINGLE_TILES if dtype == torch.float32 else HALF_TILES, key=cost)
+
+
+def candidates(dtype: torch.dtype) -> tuple[Tile, ...]:
+    """Tiles worth timing."""
+    return SINGLE_TILES if dtype == torch.float32 else HALF_TILES + OTHER_HALF_TILES

@@ -15,11 +15,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.errors import TritonError
 
 from evsam_kernels.ops.checks import HALF_AND_SINGLE, conv_output_size
-from evsam_kernels.ops.conv_act.tiles import tile_of
+from evsam_kernels.ops.conv_act.tiles import candidates, tile_of
 from evsam_kernels.ops.gpu import limits
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
+from evsam_kernels.ops.tiling import Layer, Tile, choose
 
 DTYPES = HALF_AND_SINGLE
 
@@ -155,7 +157,8 @@ def conv_kernel(
     column_tiles = tl.cdiv(out_channels, BN)
     tile = tl.program_id(0)
     group = tl.program_id(1)
-    row = (tile // column_tiles) * BM + tl.arange(0, BM)
+    first_row = (tile // column_tiles) * BM
+    row = first_row + tl.arange(0, BM)
     column = (tile % column_tiles) * BN + tl.arange(0, BN)
     step = tl.arange(0, BK)
     in_row = row < pixels
@@ -165,8 +168,12 @@ def conv_kernel(
     top = out_y * STRIDE - (KERNEL // 2) * DILATION
     left = out_x * STRIDE - (KERNEL // 2) * DILATION
     all_channels = groups * channels
-    corner = (image.to(tl.int64) * height + top) * width + left
-    x_at = x + (corner * all_channels + group * channels)[:, None] + step[None, :]
+    # 64 bits for the tile's first line alone, which leaves registers: the others are near it.
+    first_image, first_y, _ = position(first_row, out_height, out_width)
+    first_line = first_image * height + first_y * STRIDE
+    first_at = first_line.to(tl.int64) * width * all_channels + group * channels
+    corner = (image * height + top - first_line) * width + left
+    x_at = x + first_at + ((corner * all_channels)[:, None] + step[None, :])
     inside = taps_inside(top, left, height, width, DILATION, KERNEL)
     inside = tl.where(in_row, inside, tl.zeros_like(inside))
 
@@ -213,14 +220,16 @@ def conv_kernel(
         offset = tl.load(bias + group * out_channels + column, mask=in_column, other=0.0)
         total = plus(total, offset.to(tl.float32)[None, :])
     total = activate(total, ACTIVATION)
-    at = (row.to(tl.int64) * (groups * out_channels) + group * out_channels)[:, None]
-    at = at + column[None, :]
+    first_at = first_row.to(tl.int64) * (groups * out_channels) + group * out_channels
+    at = (tl.arange(0, BM) * (groups * out_channels))[:, None] + column[None, :]
     inside_map = in_row[:, None] & in_column[None, :]
     if residual is not None:
-        total = plus(total, tl.load(residual + at, mask=inside_map, other=0.0).to(tl.float32))
+        total = plus(
+            total, tl.load(residual + first_at + at, mask=inside_map, other=0.0).to(tl.float32)
+        )
     if y_largest is not None:
         total *= power_below(tl.load(y_largest))
-    tl.store(y + at, total.to(y.dtype.element_ty), mask=inside_map)
+    tl.store(y + first_at + at, total.to(y.dtype.element_ty), mask=inside_map)
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
@@ -354,24 +363,31 @@ def conv_act(
         depthwise_kernel[grid](*maps, out_channels, **shape, BM=bm, BC=bc, num_warps=4)
         return y
     columns = out_channels // groups
-    tile = tile_of(x.dtype, pixels, columns, limits(x))
     terms = kernel * kernel * group_channels
-    # Few enough channels for all taps of a kernel to be one step of the sum.
-    at_once = kernel > 1 and terms <= 2 * tile.bk
-    bk = max(16, triton.next_power_of_2(terms)) if at_once else tile.bk
-    conv_kernel[(triton.cdiv(pixels, tile.bm) * triton.cdiv(columns, tile.bn), groups)](
-        *maps,
-        groups,
-        group_channels,
-        columns,
-        **shape,
-        PRECISION=conv_precision(),
-        CHANNEL_STEPS=0 if at_once else triton.cdiv(group_channels, bk),
-        WHOLE_STEPS=group_channels % bk == 0,
-        BM=tile.bm,
-        BN=tile.bn,
-        BK=bk,
-        STAGES=tile.stages,
-        num_warps=tile.warps,
-    )
+
+    def launch(tile: Tile) -> None:
+        # Few enough channels for all taps of a kernel to be one step of the sum.
+        at_once = kernel > 1 and terms <= 2 * tile.bk
+        bk = max(16, triton.next_power_of_2(terms)) if at_once else tile.bk
+        conv_kernel[(triton.cdiv(pixels, tile.bm) * triton.cdiv(columns, tile.bn), groups)](
+            *maps,
+            groups,
+            group_channels,
+            columns,
+            **shape,
+            PRECISION=conv_precision(),
+            CHANNEL_STEPS=0 if at_once else triton.cdiv(group_channels, bk),
+            WHOLE_STEPS=group_channels % bk == 0,
+            BM=tile.bm,
+            BN=tile.bn,
+            BK=bk,
+            STAGES=tile.stages,
+            num_warps=tile.warps,
+        )
+
+    tile = tile_of(x.dtype, pixels, columns, limits(x))
+    if groups == 1:
+        layer = Layer("conv_act", x.dtype, (in_channels, columns), kernel, stride, pixels)
+        tile = choose(layer, tile, candidates(x.dtype), x, launch, TritonError)
+    launch(tile)
     return y

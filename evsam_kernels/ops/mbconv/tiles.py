@@ -12,7 +12,13 @@ GROUP = 64
 """Hidden channels of a block."""
 
 _STAGES, _STAGE_ROW = 3, 64
-_PLACE, _SPARE = 8, 8
+_PLACE, _SPARE = 4, 8
+
+# What there are kernels for: warps and steps of 16 rows of each, and, by stride, what tiles of
+# output pixels are multiples of.
+_SPECIAL_WARPS = ((4, 4), (4, 5))
+_SPECIAL_STEPS = {1: (4, 8), 2: (4, 4)}
+_ANY_WARPS = ((4, 4),)
 
 
 class Tile(NamedTuple):
@@ -57,13 +63,13 @@ def tile_of(
         most_shared: bytes of shared memory that a block may have.
     """
     out = tuple((extent - 1) // stride + 1 for extent in size)
-    step = ({1: (4, 8), 2: (1, 4)} if special else {}).get(stride, (1, 1))
+    step = _SPECIAL_STEPS[stride] if special else (1, 1)
 
     def under(tile: int) -> int:
         return (tile - 1) * stride + kernel
 
     best: tuple[tuple[float, int], Tile] | None = None
-    for warps, steps in ((4, 4), (6, 3), (4, 5)) if special else ((4, 4),):
+    for warps, steps in _SPECIAL_WARPS if special else _ANY_WARPS:
         rows = 16 * warps * steps
         for height, width in itertools.product(
             *(range(s, -(-extent // s) * s + s, s) for s, extent in zip(step, out, strict=True))
