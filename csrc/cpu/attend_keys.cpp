@@ -39,7 +39,8 @@ void multiply_row(float* row, std::int64_t count, float by) {
   for (std::int64_t i = 0; i < count; i += lanes) store(row + i, load(row + i) * by);
 }
 
-// sums[i][:] += sum over positions n of weights[i][n] values[n][:], for a few vectors of columns.
+// sums[i][:] += sum over positions n of weights[i][n] values[n][:], for a few vectors of columns. That of
+// a tile comes first: sums of sums round less than one after the other.
 template <int rows, int vectors>
 __attribute__((noinline)) void weigh_panel(const float* weights, const float* values,
                                            std::int64_t stride, float* sums,
@@ -48,7 +49,7 @@ __attribute__((noinline)) void weigh_panel(const float* weights, const float* va
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) panel[i][v] = load(sums + i * sums_stride + v * lanes);
+    for (int v = 0; v < vectors; ++v) panel[i][v] = zero();
   for (std::int64_t n = 0; n < positions; ++n) {
     Vec columns[vectors];
 #pragma GCC unroll 4
@@ -63,7 +64,10 @@ __attribute__((noinline)) void weigh_panel(const float* weights, const float* va
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) store(sums + i * sums_stride + v * lanes, panel[i][v]);
+    for (int v = 0; v < vectors; ++v) {
+      float* to = sums + i * sums_stride + v * lanes;
+      store(to, load(to) + panel[i][v]);
+    }
 }
 
 template <int vectors, int rows = panel_rows>

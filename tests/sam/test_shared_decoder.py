@@ -17,7 +17,9 @@ from support.decoders import assert_close, exactly, plain_decoder, prompts
 
 import evsam_kernels as ek
 from evsam_kernels.backends import build_info
-from evsam_kernels.ops.shared_mask_decoder import cpu
+from evsam_kernels.numerics.budget import budget, measure
+from evsam_kernels.ops.shared_mask_decoder import cpu, reference
+from evsam_kernels.ops.shared_mask_decoder.reference import SharedMap
 from evsam_kernels.sam import shared_decoder
 from evsam_kernels.sam.masks import rle_to_mask
 from evsam_kernels.sam.shared_decoder import SharedMaskDecoder
@@ -72,6 +74,29 @@ def test_kernels_keep_the_budget(isa, points, multimask, size):
     inputs = prompts(points, size=size)
     ours = SharedMaskDecoder(copy.deepcopy(decoder), backend="cpu")(*inputs, multimask)
     assert_close(ours, decoder(*inputs, multimask), exactly(decoder, inputs, multimask))
+
+
+@pytest.mark.parametrize("isa", _cpu.available_isas(), indirect=True)
+def test_sums_over_an_image_round_no_more_than_pytorchs(isa):
+    generator = torch.Generator().manual_seed(0)
+    queries = 0.1 * torch.randn(4, 8, 16, 7, generator=generator)
+    keys = torch.randn(1, 128, 64 * 64, generator=generator)
+    values = 1 + 0.1 * torch.randn(64 * 64, 128, generator=generator)
+    ours, _ = cpu.attend_keys(
+        queries, SharedMap(cpu.tiled(keys[0]), None), values, None, None, 64 * 64
+    )
+    plain, exact = (
+        reference.attend_keys(
+            queries.to(dtype),
+            SharedMap(keys.to(dtype), None),
+            values.to(dtype),
+            None,
+            None,
+            64 * 64,
+        )[0]
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert measure(ours, exact).within(budget(measure(plain, exact), torch.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
