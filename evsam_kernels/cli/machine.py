@@ -34,6 +34,7 @@ class Machine:
         python: Python's version.
         system: operating system and architecture.
         commit: of the checkout, with "+changes" where files differ from it; "" without a checkout.
+        gpu: the first GPU that PyTorch finds; "" where it finds none.
     """
 
     processor: str
@@ -44,9 +45,11 @@ class Machine:
     python: str
     system: str
     commit: str
+    gpu: str = ""
 
     def __str__(self) -> str:
         parts = [
+            *([self.gpu] if self.gpu else []),
             self.processor,
             f"{self.cores} {'core' if self.cores == 1 else 'cores'}",
             f"{self.threads} {'thread' if self.threads == 1 else 'threads'}",
@@ -69,6 +72,17 @@ def machine() -> Machine:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
         commit=_commit(),
+        gpu=_gpu(),
+    )
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return ""
+    gpu = torch.cuda.get_device_properties(0)
+    return (
+        f"{gpu.name} (compute capability {gpu.major}.{gpu.minor}, "
+        f"{gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda})"
     )
 
 

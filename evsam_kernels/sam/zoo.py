@@ -66,7 +66,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def _build(variant: Variant) -> EfficientViTSam:
+def build(variant: Variant) -> EfficientViTSam:
     backbone = EfficientViTLargeBackbone(
         variant.widths, variant.depths, variant.blocks, variant.expand, variant.fewer_norm
     )
@@ -116,7 +116,7 @@ def create_efficientvit_sam_model(
     """
     if name not in VARIANTS:
         raise ValueError(f"name must be one of {', '.join(map(repr, VARIANTS))}, got {name!r}")
-    model = _build(VARIANTS[name])
+    model = build(VARIANTS[name])
     if pretrained:
         variant = name.removeprefix("efficientvit-sam-")
         default = f"assets/checkpoints/efficientvit_sam/efficientvit_sam_{variant}.pt"
