@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench import decoder, encoder, everything
+from bench import acceptance, decoder, encoder, everything, ops, tiles
 from evsam_kernels.cli.errors import CommandError
 
 
@@ -27,9 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m bench", description="Benchmarks of evsam-kernels, run from a checkout."
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (encoder, decoder, everything):
+    for command in (ops, encoder, decoder, everything, acceptance, tiles):
         command.add_parser(subparsers)
     arguments = parser.parse_args(argv)
+    arguments.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         status: int = arguments.run(arguments)
         return status

@@ -7,12 +7,14 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from bench.contestants import OURS, Task
+from bench.contestants import OURS, Task, is_ours
 from bench.plain import evaluate
 from bench.worker import Run, Worker, WorkerError
 from evsam_kernels.numerics.budget import budget, measure, one_thread
@@ -24,7 +26,7 @@ class Outcome:
 
     Attributes:
         configuration: its fastest, which was taken; "" where it did not get ready.
-        error: relative Frobenius error against float64; NaN where it did not get ready.
+        error: relative Frobenius error against float64; NaN where there is none.
         samples_ms: milliseconds of every run.
         preempted: share of the runs during which the system gave a core to something else.
         failure: why there are none; "" where there are.
@@ -58,7 +60,7 @@ class Contest:
     """How all did.
 
     Attributes:
-        outcomes: by contestant; ours alone where it failed.
+        outcomes: by contestant; those up to ours that failed where one did.
         allowed_error: what that of ours must not exceed.
     """
 
@@ -75,7 +77,7 @@ class Contest:
         medians = {
             name: outcome.median_ms
             for name, outcome in self.outcomes.items()
-            if name != OURS and outcome.samples_ms
+            if not is_ours(name) and outcome.samples_ms
         }
         return min(medians, key=medians.__getitem__, default=None)
 
@@ -94,6 +96,19 @@ class Contest:
             "speedup": _or_none(self.speedup),
             "contestants": {name: outcome.as_json() for name, outcome in self.outcomes.items()},
         }
+
+
+def allowed_error(task: Task, oracle: Tensor) -> float:
+    """Twice the error of plain PyTorch at the task's dtype, and a rounding.
+
+    Where that overflows or is far off itself, it is plain PyTorch at float32, rounded.
+    """
+    for dtype in (task.dtype, torch.float32):
+        found = evaluate(task.module, task.inputs, dtype, task.device).to(task.dtype)
+        allowed = budget(measure(found, oracle), task.dtype).frobenius
+        if allowed < 1:
+            break
+    return allowed
 
 
 def _or_none(value: float) -> float | None:
@@ -117,19 +132,20 @@ def hold(
 ) -> Contest:
     """Check all workers on a task, then time them.
 
-    The oracle is plain PyTorch at float64. Where the error of ours exceeds twice that of plain
-    PyTorch at the task's dtype, and a rounding, nobody is timed.
+    The oracle is plain PyTorch at float64. Where the error of one of ours exceeds twice that of
+    plain PyTorch at the task's dtype, and a rounding, nobody is timed.
 
     Args:
         task: what to compute.
-        workers: by contestant, ours first.
+        workers: by contestant, `OURS` first.
         rounds: turns of each.
         advance: called once per worker and once per round.
     """
     with one_thread():
-        oracle = evaluate(task.module, task.inputs, torch.float64)
-    plain = measure(evaluate(task.module, task.inputs, task.dtype), oracle)
-    allowed = budget(plain, task.dtype).frobenius
+        oracle = evaluate(task.module, task.inputs, torch.float64, task.device)
+    allowed = allowed_error(task, oracle)
+    if task.device != "cpu":
+        torch.cuda.empty_cache()  # The contestants need the room.
 
     outcomes: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -139,18 +155,33 @@ def hold(
             outcome = outcomes[name] = Outcome()
             try:
                 outcome.configuration = worker.prepare(file)
-                outcome.error = measure(worker.output(), oracle).frobenius
-            except WorkerError as error:
-                outcome.failure = str(error)
+                error = measure(worker.output(), oracle).frobenius
+                if math.isfinite(error):
+                    outcome.error = error
+                else:
+                    outcome.failure = "its output has inf or NaN"
+            except WorkerError as problem:
+                outcome.failure = str(problem)
             advance()
-            if name == OURS:
+            if is_ours(name):
                 if not outcome.failure and outcome.error > allowed:
                     outcome.failure = f"error {outcome.error:.2e} exceeds {allowed:.2e}"
                 if outcome.failure:
                     return Contest(outcomes, allowed)
 
-    turns = {name: workers[name].turn for name in workers if not outcomes[name].failure}
+    def turn(name: str) -> list[Run]:
+        """None of a contestant that has failed, in a turn of its own too."""
+        if outcomes[name].failure:
+            return []
+        try:
+            return workers[name].turn()
+        except WorkerError as problem:
+            outcomes[name].failure = str(problem)
+            return []
+
+    turns = {name: partial(turn, name) for name in workers if not outcomes[name].failure}
     for name, runs in interleaved(turns, rounds, advance).items():
-        outcomes[name].samples_ms = [1000 * run.seconds for run in runs]
-        outcomes[name].preempted = statistics.fmean(run.preempted for run in runs)
+        if not outcomes[name].failure:
+            outcomes[name].samples_ms = [1000 * run.seconds for run in runs]
+            outcomes[name].preempted = statistics.fmean(run.preempted for run in runs)
     return Contest(outcomes, allowed)

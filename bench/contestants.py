@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,8 +24,16 @@ from torch import Tensor, nn
 import evsam_kernels
 from bench.plain import plain, plain_channels_last
 from evsam_kernels.backends import BACKENDS
+from evsam_kernels.ops import tiling
 
 OURS = "ours"
+AUTOTUNED = f"{OURS}, autotuned"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a contestant is no peer: `OURS`, or that in a particular way, as "ours, cuda"."""
+    return name.partition(",")[0] == OURS
+
 
 Candidate = tuple[str, Callable[[], Tensor]]
 """What is particular to a configuration, and a function that computes the output once."""
@@ -38,53 +47,103 @@ class Task:
         module: built of the package's modules; float32, in eval mode.
         inputs: float32, `[B, C, H, W]` each.
         dtype: of inputs, weights and output; what a contestant does in between is its own matter.
+        device: "cpu" or "cuda", where a contestant computes; module and inputs are on the CPU.
     """
 
     module: nn.Module
     inputs: tuple[Tensor, ...]
     dtype: torch.dtype
+    device: str = "cpu"
 
     def channels_last_inputs(self) -> list[Tensor]:
-        """The inputs as PyTorch's convolutions like them, at the dtype."""
-        return [x.to(self.dtype, memory_format=torch.channels_last) for x in self.inputs]
+        """The inputs as PyTorch's convolutions like them, at the dtype and on the device."""
+        return [
+            x.to(self.device, self.dtype, memory_format=torch.channels_last) for x in self.inputs
+        ]
+
+    def channels_last_module(self) -> nn.Module:
+        """The plain form of the module, in the same way."""
+        return plain_channels_last(self.module, self.dtype, self.device)
+
+
+def and_as_graph(
+    task: Task, description: str, compute: Callable[[], Tensor]
+) -> Iterator[Candidate]:
+    """A candidate, and on a GPU its launches as one CUDA graph too."""
+    yield description, compute
+    if task.device == "cpu":
+        return
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        compute()  # Kernels are compiled and checked, which no capture allows.
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = compute()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return output
+
+    yield f"{description}, CUDA graph", replay
 
 
 def _ours(task: Task) -> Iterator[Candidate]:
-    fused = evsam_kernels.fuse(task.module, dtype=task.dtype)
+    fused = evsam_kernels.fuse(task.module.to(task.device), dtype=task.dtype)
     report: Any = fused.fusion_report
     counts = Counter(block.backend for block in report.swapped)
     description = ", ".join(f"{count} on {backend}" for backend, count in counts.items())
-    if BACKENDS["cpu"].why_unavailable() is None:
+    if task.device == "cpu" and BACKENDS["cpu"].why_unavailable() is None:
         description += f", {importlib.import_module('evsam_kernels._cpu').isa()}"
     inputs = task.channels_last_inputs()
-    yield description, lambda: fused(*inputs)
+    yield from and_as_graph(task, description, lambda: fused(*inputs))
+
+
+def _autotuned(task: Task) -> Iterator[Candidate]:
+    os.environ[tiling.VARIABLE] = "1"  # Of its process alone.
+    yield from _ours(task)
 
 
 def _eager(task: Task) -> Iterator[Candidate]:
-    module, inputs = plain_channels_last(task.module, task.dtype), task.channels_last_inputs()
-    yield "channels last", lambda: module(*inputs)
+    module, inputs = task.channels_last_module(), task.channels_last_inputs()
     if task.dtype != torch.float32:
-        wide, wide_inputs = (
-            plain_channels_last(task.module, torch.float32),
-            [x.float() for x in inputs],
-        )
+        wide = plain_channels_last(task.module, torch.float32, task.device)
+        wide_inputs = [x.float() for x in inputs]
 
         def autocast() -> Tensor:
-            with torch.autocast("cpu", task.dtype):
+            with torch.autocast(task.device, task.dtype):
                 output: Tensor = wide(*wide_inputs)
                 return output
 
         yield "channels last, autocast", autocast
+    yield from and_as_graph(task, "channels last", lambda: module(*inputs))
 
 
 def _compile(task: Task) -> Iterator[Candidate]:
     from torch._inductor import config
 
     config.freezing = True  # Folds BatchNorm and packs the weights.
-    torch._dynamo.reset()
-    module = torch.compile(plain_channels_last(task.module, task.dtype), fullgraph=True)
     inputs = task.channels_last_inputs()
-    yield "freezing, channels last", lambda: module(*inputs)
+    modes = {"freezing, channels last": "default"}
+    if task.device != "cpu":
+        modes["freezing, channels last, CUDA graph"] = "reduce-overhead"
+    torch._dynamo.reset()
+    for description, mode in modes.items():
+        module = torch.compile(task.channels_last_module(), mode=mode, fullgraph=True)
+        yield description, lambda module=module: module(*inputs)  # type: ignore[misc]
+
+
+def _tensorrt(task: Task) -> Iterator[Candidate]:
+    torch_tensorrt = importlib.import_module("torch_tensorrt")
+    module = plain(task.module).to(task.device, task.dtype)
+    inputs = [x.to(task.device, task.dtype).contiguous() for x in task.inputs]
+    settings = {
+        "use_explicit_typing": True,  # Computes at the dtype of weights and inputs.
+        "min_block_size": 1,  # Leaves single operations to nobody else.
+    }
+    engine = torch_tensorrt.compile(module, ir="dynamo", inputs=inputs, **settings)
+    yield from and_as_graph(task, "dynamo, explicit typing", lambda: engine(*inputs))
 
 
 class _ChannelsLastOutside(nn.Module):
@@ -204,25 +263,33 @@ class Contestant:
         packages: what it imports, the package whose version counts first.
         dtypes: what it runs.
         obeys_isa: whether it can be kept from using all of the processor's instruction sets.
+        devices: where it runs.
+        distribution: what pip calls the first package; "" where that is its name.
     """
 
     candidates: Callable[[Task], Iterator[Candidate]]
     packages: tuple[str, ...]
-    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
     obeys_isa: bool = True
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    distribution: str = ""
 
     @property
     def missing(self) -> list[str]:
-        """The packages that are not installed."""
-        return [name for name in self.packages if importlib.util.find_spec(name) is None]
+        """The packages that are not installed, as pip calls them."""
+        first, *others = self.packages
+        names = {first: self.distribution or first, **{name: name for name in others}}
+        return [names[name] for name in names if importlib.util.find_spec(name) is None]
 
     @property
     def version(self) -> str:
         """The version of the first package."""
-        return importlib.metadata.version(self.packages[0])
+        return importlib.metadata.version(self.distribution or self.packages[0])
 
-    def refusal(self, dtype: torch.dtype, isa: str) -> str:
+    def refusal(self, dtype: torch.dtype, isa: str = "native", device: str = "cpu") -> str:
         """Why it does not take part at such settings; "" where it does."""
+        if device not in self.devices:
+            return f"does not run on {device} here"
         if dtype not in self.dtypes:
             return f"does not run {str(dtype).removeprefix('torch.')}"
         if isa != "native" and not self.obeys_isa:
@@ -232,6 +299,7 @@ class Contestant:
 
 CONTESTANTS: dict[str, Contestant] = {
     OURS: Contestant(_ours, ("evsam_kernels",)),
+    AUTOTUNED: Contestant(_autotuned, ("evsam_kernels",), devices=("cuda",)),
     "eager": Contestant(_eager, ("torch",)),
     "compile": Contestant(_compile, ("torch",)),
     "onnxruntime": Contestant(
@@ -239,7 +307,14 @@ CONTESTANTS: dict[str, Contestant] = {
         ("onnxruntime", "onnx", "onnxscript"),
         dtypes=(torch.float32,),
         obeys_isa=False,
+        devices=("cpu",),
     ),
-    "openvino": Contestant(_openvino, ("openvino",)),
+    "openvino": Contestant(
+        _openvino,
+        ("openvino",),
+        dtypes=(torch.float32, torch.bfloat16),
+        devices=("cpu",),
+    ),
+    "tensorrt": Contestant(_tensorrt, ("torch_tensorrt",), devices=("cuda",)),
 }
-PEERS = tuple(name for name in CONTESTANTS if name != OURS)
+PEERS = tuple(name for name in CONTESTANTS if not is_ours(name))

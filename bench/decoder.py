@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench import prompts
+from bench import command, prompts
 from bench.contestants import Task
 from evsam_kernels.cli.models import positive_integer
 from evsam_kernels.sam.synthetic import load_synthetic_weights
@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "time it beside plain PyTorch at several batch sizes. README.md in this folder says how.",
     )
     parser.set_defaults(run=run)
-    prompts.add_options(parser)
+    command.add_options(parser, rounds=2)
     parser.add_argument(
         "--prompts",
         type=positive_integer,

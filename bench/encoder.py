@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from collections.abc import Mapping
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench import report
+from bench import command, plot, report
 from bench.blocks import Block, Shape, blocks
 from bench.contest import Contest, Outcome, hold
-from bench.contestants import CONTESTANTS, OURS, PEERS, Task
-from bench.cores import physical_cores
+from bench.contestants import CONTESTANTS, Task
 from bench.worker import ISA_ENVIRONMENTS, Worker
 from evsam_kernels.cli.errors import CommandError
 from evsam_kernels.cli.machine import machine
-from evsam_kernels.cli.models import positive_integer
 from evsam_kernels.cli.output import progress
 from evsam_kernels.sam.synthetic import load_synthetic_weights
 from evsam_kernels.sam.zoo import VARIANTS, create_efficientvit_sam_model
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FLAG_OF_ISA = {"avx2": "avx2", "avx512": "avx512bw"}
 
 
@@ -38,41 +33,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "peers, whole and block by block. README.md in this folder says how.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument(
-        "--model",
-        choices=list(VARIANTS),
-        default="efficientvit-sam-l0",
-        metavar="NAME",
-        help=f"one of {', '.join(VARIANTS)} (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--dtype", choices=list(_DTYPES), default="float32", help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--peers",
-        metavar="NAMES",
-        help=f"a comma between them: {', '.join(PEERS)} (default: those installed)",
-    )
-    parser.add_argument(
-        "--batch",
-        type=positive_integer,
-        default=1,
-        metavar="N",
-        help="pictures at a time (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=positive_integer,
-        metavar="N",
-        help="threads of every contestant, each on a core of its own (default: one per core)",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=positive_integer,
-        default=7,
-        metavar="N",
-        help="turns of every contestant, at least three runs each (default: %(default)s)",
-    )
+    command.add_options(parser, rounds=7)
+    command.add_peers(parser)
     parser.add_argument(
         "--isa",
         choices=list(ISA_ENVIRONMENTS),
@@ -85,72 +47,57 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=True,
         help="also time the blocks, each on its own (default: yes)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the result")
-    parser.add_argument(
-        "--compare", type=Path, metavar="FILE", help="show the change against a result kept"
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, time and show everything; 1 where ours fails, so that times are missing."""
-    peers, cores = _peers(arguments.peers), _cores(arguments.threads)
+    peers = command.chosen_peers(arguments.peers, arguments.device)
+    names = [*command.ours(arguments.device), *peers]
     _check_isa(arguments.isa)
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise CommandError(f"--json: {arguments.json.parent} is no folder")
-    old = None if arguments.compare is None else report.load(arguments.compare)
-    torch.set_num_threads(len(cores))
-
-    model = create_efficientvit_sam_model(arguments.model, pretrained=False)
-    load_synthetic_weights(model)
-    encoder = model.image_encoder
+    begun = command.begin(arguments)
+    out = report.console()
+    encoder = synthetic(arguments.model).image_encoder
     side = VARIANTS[arguments.model].image_size
     shape = (arguments.batch, 3, side, side)
-    dtype = _DTYPES[arguments.dtype]
-
-    names = (OURS, *peers)
-    refusals = {name: CONTESTANTS[name].refusal(dtype, arguments.isa) for name in names}
-    settings = {
-        **{key: getattr(arguments, key) for key in ("model", "dtype", "batch", "isa", "rounds")},
-        "threads": len(cores),
-        "cores": list(cores),
-    }
-    on = machine()
-    result: dict[str, Any] = {
-        "schema": report.SCHEMA,
-        "machine": {**dataclasses.asdict(on), "instruction_sets": list(on.instruction_sets)},
-        "versions": {name: CONTESTANTS[name].version for name in names},
-        "settings": settings,
-    }
-    out = report.console()
-    out.print(str(on))
-    for part in ("settings", "versions"):
-        out.print(", ".join(f"{key} {value}" for key, value in result[part].items()))
-
-    with ExitStack() as stack:
-        workers = {}
-        for name in names:
-            if not refusals[name]:
-                workers[name] = Worker(name, cores, arguments.isa)
-                stack.callback(workers[name].close)
-        whole = _whole(Task(encoder, _inputs([shape]), dtype), workers, arguments.rounds)
-        refused = {name: Outcome(failure=why) for name, why in refusals.items() if why}
-        result |= Contest({**whole.outcomes, **refused}, whole.allowed_error).as_json()
+    dtype = command.DTYPES[arguments.dtype]
+    keys = ("model", "dtype", "batch", "device", "isa", "rounds")
+    result = command.header(
+        names,
+        {
+            **{key: getattr(arguments, key) for key in keys},
+            "threads": len(begun.cores),
+            "cores": list(begun.cores),
+        },
+        CONTESTANTS,
+    )
+    command.print_header(result, out)
+    task = Task(encoder, inputs([shape]), dtype, arguments.device)
+    refusals = refused(names, task, arguments.isa)
+    taking_part = [name for name in names if name not in refusals]
+    with command.workers(taking_part, begun.cores, arguments.isa) as workers:
+        whole = _whole(task, workers, arguments.rounds)
+        result |= Contest({**whole.outcomes, **refusals}, whole.allowed_error).as_json()
         out.print(report.contestants_table(result), report.verdict(result), sep="")
         result["blocks"] = []
         if arguments.blocks:
             parts = blocks(encoder, shape)
-            result["blocks"] = _blocks(parts, dtype, workers, arguments.rounds, whole)
+            result["blocks"] = _blocks(parts, task, workers, arguments.rounds, whole)
             out.print(report.blocks_table(result))
+    command.end(arguments, begun, result, out, plot.waterfall)
+    return 1 if any(map(report.failures, [result, *result["blocks"]])) else 0
 
-    if old is not None:
-        out.print(report.change_table(old, result))
-        for line in report.differences(old, result):
-            out.print(line)
-    if arguments.json is not None:
-        report.save(result, arguments.json)
-        out.print(f"-> {arguments.json}")
-    contests = [result, *result["blocks"]]
-    return 1 if any(each["contestants"][OURS]["failure"] for each in contests) else 0
+
+def synthetic(name: str) -> Any:
+    """A variant with synthetic weights."""
+    model = create_efficientvit_sam_model(name, pretrained=False)
+    load_synthetic_weights(model)
+    return model
+
+
+def refused(names: Iterable[str], task: Task, isa: str = "native") -> dict[str, Outcome]:
+    """Those of the contestants that cannot take part, and why."""
+    reasons = {name: CONTESTANTS[name].refusal(task.dtype, isa, task.device) for name in names}
+    return {name: Outcome(failure=why) for name, why in reasons.items() if why}
 
 
 def _whole(task: Task, workers: Mapping[str, Worker], rounds: int) -> Contest:
@@ -160,7 +107,7 @@ def _whole(task: Task, workers: Mapping[str, Worker], rounds: int) -> Contest:
 
 def _blocks(
     parts: list[Block],
-    dtype: torch.dtype,
+    whole_task: Task,
     workers: Mapping[str, Worker],
     rounds: int,
     whole: Contest,
@@ -169,7 +116,7 @@ def _blocks(
     found = []
     with progress("blocks", len(parts) * (len(workers) + rounds)) as advance:
         for part in parts:
-            task = Task(part.module, _inputs(part.shapes), dtype)
+            task = replace(whole_task, module=part.module, inputs=inputs(part.shapes))
             each = hold(task, workers, rounds=rounds, advance=advance)
             share = part.count * each.ours.median_ms / whole.ours.median_ms
             found.append(
@@ -183,33 +130,10 @@ def _blocks(
     return found
 
 
-def _inputs(shapes: list[Shape] | tuple[Shape, ...]) -> tuple[Tensor, ...]:
+def inputs(shapes: list[Shape] | tuple[Shape, ...]) -> tuple[Tensor, ...]:
     """Normally distributed values, as those of a normalised picture nearly are; always the same."""
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
-
-
-def _peers(names: str | None) -> list[str]:
-    """The peers asked for, all of them usable."""
-    if names is None:
-        return [name for name in PEERS if not CONTESTANTS[name].missing]
-    chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    for name in chosen:
-        if name not in PEERS:
-            raise CommandError(f"--peers: {name!r} is none of {', '.join(PEERS)}")
-        if missing := CONTESTANTS[name].missing:
-            raise CommandError(
-                f"--peers: {name} needs {', '.join(missing)}: pip install {' '.join(missing)}, "
-                f"or pip install -e '.[peers]' for all peers"
-            )
-    return chosen
-
-
-def _cores(threads: int | None) -> tuple[int, ...]:
-    cores = physical_cores()
-    if threads is not None and threads > len(cores):
-        raise CommandError(f"--threads: this process may use {len(cores)} cores, got {threads}")
-    return cores[:threads]
 
 
 def _check_isa(isa: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench import prompts
+from bench import command, prompts
 from bench.contestants import OURS, Task
 from evsam_kernels.cli.models import positive_integer
 from evsam_kernels.sam.predictor import EfficientViTSamPredictor
@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "the generator, fused and plain. README.md in this folder says how.",
     )
     parser.set_defaults(run=run)
-    prompts.add_options(parser)
+    command.add_options(parser, rounds=2)
     parser.add_argument(
         "--points-per-side",
         type=positive_integer,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import evsam_kernels
+from evsam_kernels.numerics.budget import named_tensors
 from evsam_kernels.numerics.cases import Case, Operands
 from evsam_kernels.ops.registry import NAMESPACE, OPERATIONS
 from evsam_kernels.sam.zoo import VARIANTS, create_efficientvit_sam_model
@@ -48,6 +49,11 @@ class Layer:
 def load() -> list[Layer]:
     """The layers in the file."""
     return [Layer(**entry) for entry in json.loads(FILE.read_text(encoding="utf-8"))]
+
+
+def values_of(layer: Layer) -> int:
+    """How many values the operands of a layer have, for one picture."""
+    return sum(tensor.numel() for tensor in named_tensors(layer.operands(torch.float32)).values())
 
 
 def from_models() -> list[Layer]:

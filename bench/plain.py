@@ -47,21 +47,27 @@ def plain(module: nn.Module) -> nn.Module:
     return module
 
 
-def plain_channels_last(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def plain_channels_last(module: nn.Module, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
     """`plain(module)` at `dtype`, its weights in the layout that the package's own have."""
     copied: Any = plain(module)  # torch.nn.Module.to() is declared without memory_format.
-    converted: nn.Module = copied.to(dtype, memory_format=torch.channels_last)
+    converted: nn.Module = copied.to(device, dtype, memory_format=torch.channels_last)
     return converted
 
 
-def evaluate(module: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-    """The output of the plain form of `module`, computed at `dtype`.
+def evaluate(
+    module: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype, device: str = "cpu"
+) -> Tensor:
+    """The output of the plain form of `module`, computed at `dtype` on `device`, on the CPU.
 
     Channels last, as `fuse()` and the eager contestant compute it: at float32 the layout decides
-    in what order PyTorch sums.
+    in what order PyTorch sums. Picture by picture, as many at float64 may not fit.
     """
+    one_by_one = len({len(x) for x in inputs}) == 1
+    pictures = zip(*(x.split(1) for x in inputs), strict=True) if one_by_one else [inputs]
     with torch.inference_mode():
-        output: Tensor = plain_channels_last(module, dtype)(
-            *(x.to(dtype, memory_format=torch.channels_last) for x in inputs)
-        )
-        return output
+        computed = plain_channels_last(module, dtype, device)
+        outputs = [
+            computed(*(x.to(device, dtype, memory_format=torch.channels_last) for x in picture))
+            for picture in pictures
+        ]
+        return torch.cat([output.cpu() for output in outputs])

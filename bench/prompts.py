@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import evsam_kernels
-from bench import report
-from bench.contest import hold
+from bench import command, plot, report
 from bench.contestants import CONTESTANTS, OURS, Candidate, Contestant, Task
-from bench.cores import physical_cores
 from bench.plain import plain
-from bench.worker import Worker
-from evsam_kernels.cli.errors import CommandError
-from evsam_kernels.cli.machine import machine
-from evsam_kernels.cli.models import positive_integer
-from evsam_kernels.cli.output import progress
 from evsam_kernels.sam.mask_generator import EfficientViTSamAutomaticMaskGenerator
 from evsam_kernels.sam.shared_decoder import SharedMaskDecoder
-from evsam_kernels.sam.zoo import VARIANTS
 
 BATCHES = (1, 2, 4, 8, 16, 64)
 """Prompts that the plain decoder is given at once; 64 is the mask generators' default."""
@@ -48,7 +37,8 @@ class Prompts(nn.Module):
             self.decoder(image, pe, some, dense.expand(len(some), -1, -1, -1), True)[0]
             for some in tokens[..., 0].split(self.at_once)
         ]
-        return torch.cat(masks)
+        # A copy of 0.8 MB a prompt is no part of decoding.
+        return masks[0] if len(masks) == 1 else torch.cat(masks)
 
 
 class Everything(nn.Module):
@@ -132,31 +122,6 @@ DECODERS: dict[str, Contestant] = {
 PLAIN = tuple(name for name in DECODERS if name.startswith("plain"))
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that both commands have."""
-    parser.add_argument(
-        "--model",
-        choices=list(VARIANTS),
-        default="efficientvit-sam-l0",
-        metavar="NAME",
-        help=f"one of {', '.join(VARIANTS)} (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=positive_integer,
-        metavar="N",
-        help="threads of every contestant, each on a core of its own (default: one per core)",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=positive_integer,
-        default=2,
-        metavar="N",
-        help="turns of every contestant, at least three runs each (default: %(default)s)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the result")
-
-
 def run(
     arguments: argparse.Namespace,
     names: tuple[str, ...],
@@ -166,53 +131,30 @@ def run(
     """Check, time and show the contestants, ours first; 1 where ours fails.
 
     Args:
-        arguments: those of `add_options`.
+        arguments: those of `command.add_options`.
         names: keys of `DECODERS`.
         prompts: how many the task has.
         make: makes the task and further settings to show.
     """
-    cores = physical_cores()
-    if arguments.threads is not None and arguments.threads > len(cores):
-        raise CommandError(
-            f"--threads: this process may use {len(cores)} cores, got {arguments.threads}"
-        )
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise CommandError(f"--json: {arguments.json.parent} is no folder")
-    cores = cores[: arguments.threads]
-    torch.set_num_threads(len(cores))
+    begun = command.begin(arguments)
     task, settings = make()
-    on = machine()
-    result: dict[str, Any] = {
-        "schema": report.SCHEMA,
-        "machine": {**dataclasses.asdict(on), "instruction_sets": list(on.instruction_sets)},
-        "versions": {name: CONTESTANTS[name].version for name in (OURS, "eager")},
-        "settings": {
+    out = report.console()
+    result = command.header(
+        (OURS, "eager"),
+        {
             "model": arguments.model,
             "rounds": arguments.rounds,
             "prompts": prompts,
             **settings,
-            "threads": len(cores),
-            "cores": list(cores),
+            "threads": len(begun.cores),
+            "cores": list(begun.cores),
         },
-    }
-    out = report.console()
-    out.print(str(on))
-    for part in ("settings", "versions"):
-        out.print(", ".join(f"{key} {value}" for key, value in result[part].items()))
-    with ExitStack() as stack:
-        workers = {}
-        for name in names:
-            workers[name] = Worker(name, cores, "native", prompts=True)
-            stack.callback(workers[name].close)
-        steps = len(workers) + arguments.rounds
-        with progress(f"{prompts} prompts", steps) as advance:
-            contest = hold(task, workers, rounds=arguments.rounds, advance=advance)
-        result |= {key: contest.as_json()[key] for key in ("allowed_error", "contestants")}
-        for name, outcome in contest.outcomes.items():
-            taken = workers[name].memory() if outcome.samples_ms else None
-            result["contestants"][name]["peak_bytes"] = taken
+        CONTESTANTS,
+    )
+    command.print_header(result, out)
+    with command.workers(names, begun.cores, among="bench.prompts:DECODERS") as workers:
+        contest = command.held(task, workers, arguments.rounds, f"{prompts} prompts")
+    result |= {key: contest[key] for key in ("allowed_error", "contestants")}
     out.print(report.prompts_table(result), *report.prompts_verdict(result), sep="\n")
-    if arguments.json is not None:
-        report.save(result, arguments.json)
-        out.print(f"-> {arguments.json}")
-    return 1 if result["contestants"][OURS]["failure"] else 0
+    command.end(arguments, begun, result, out, plot.waterfall)
+    return 1 if report.failures(result) else 0

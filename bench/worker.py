@@ -8,6 +8,7 @@ asked and ends when its input does.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import resource
@@ -75,11 +76,16 @@ class Worker:
         name: a key of `CONTESTANTS`.
         cores: numbers of the cores it may run on, with one thread each.
         isa: a key of `ISA_ENVIRONMENTS`.
-        prompts: whether the name is a key of `DECODERS` instead.
+        among: module and name of the contestants, if they are not `CONTESTANTS`.
     """
 
     def __init__(
-        self, name: str, cores: tuple[int, ...], isa: str, *, prompts: bool = False
+        self,
+        name: str,
+        cores: tuple[int, ...],
+        isa: str = "native",
+        *,
+        among: str = "bench.contestants:CONTESTANTS",
     ) -> None:
         self._name = name
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
@@ -87,7 +93,7 @@ class Worker:
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "bench.worker"),
-                *("prompts" if prompts else "encoder", name, *map(str, cores)),
+                *(among, name, *map(str, cores)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -158,60 +164,132 @@ class Worker:
 class _Server:
     """The process's side; every method answers one request."""
 
-    def __init__(self, task: str, name: str) -> None:
-        self._task = task
+    def __init__(self, among: str, name: str) -> None:
+        self._among = among
         self._name = name
+        self._device: Cpu | Gpu = Cpu()
+        self._candidates: list[tuple[str, Callable[[], Tensor]]] = []
         self._compute: Callable[[], Tensor]
         self._resident = 0
 
     def prepare(self, task: str) -> dict[str, Any]:
         import torch
 
-        from bench.contestants import CONTESTANTS
-        from bench.prompts import DECODERS
-
-        contestants = DECODERS if self._task == "prompts" else CONTESTANTS
-        self._compute = lambda: torch.empty(0)  # Lets go of the task before.
+        module, _, contestants = self._among.partition(":")
+        contestant = getattr(importlib.import_module(module), contestants)[self._name]
+        self._candidates.clear()  # Lets go of the task before.
+        self._compute = lambda: torch.empty(0)
         loaded = torch.load(task, weights_only=False)
-        candidates = list(contestants[self._name].candidates(loaded))
+        self._device = Cpu() if loaded.device == "cpu" else Gpu()
+        lost = ""
+        try:
+            self._candidates.extend(contestant.candidates(loaded))
+        except Exception as error:
+            if not self._candidates:
+                raise
+            lost = f"; the next configuration failed: {_in_a_line(error)}"
         gc.collect()
-        self._resident = _memory("VmRSS")  # With the model, before its first run.
-        seconds = [_fastest_run(compute) for _, compute in candidates]
-        configuration, self._compute = candidates[seconds.index(min(seconds))]
-        return {"configuration": configuration}
+        self._resident = self._device.memory()  # With the model, before its first run.
+        seconds = [self._fastest_run(compute) for _, compute in self._candidates]
+        configuration, self._compute = self._candidates[seconds.index(min(seconds))]
+        return {"configuration": configuration + lost}
 
     def output(self, to: str) -> dict[str, Any]:
         import torch
 
-        torch.save(self._compute().clone(), to)
+        torch.save(self._compute().cpu().clone(), to)
         return {}
 
     def turn(self) -> dict[str, Any]:
-        list(_timed(self._compute, 1, _SECONDS_TO_WARM_UP))
-        return {"runs": list(_timed(self._compute, _RUNS, _SECONDS_A_TURN))}
+        list(self._timed(self._compute, 1, _SECONDS_TO_WARM_UP))
+        runs = list(self._timed(self._compute, _RUNS, _SECONDS_A_TURN))
+        self._device.make_room()
+        return {"runs": runs}
 
     def memory(self) -> dict[str, Any]:
-        Path("/proc/self/clear_refs").write_text("5")  # The peak is that from now on.
-        self._compute()
-        return {"bytes": _memory("VmHWM") - self._resident}
+        _, compute = self._candidates[0]  # Those after it may have memory of their own.
+        return {"bytes": self._device.peak_memory(compute) - self._resident}
+
+    def _fastest_run(self, compute: Callable[[], object]) -> float:
+        compute()
+        return min(run.seconds for run in self._timed(compute, _RUNS, _SECONDS_A_TRIAL))
+
+    def _timed(self, compute: Callable[[], object], runs: int, seconds: float) -> Iterator[Run]:
+        """At least `runs` runs, which take at least `seconds` together."""
+        began = time.perf_counter()
+        while runs > 0 or time.perf_counter() - began < seconds:
+            yield self._device.run(compute)
+            runs -= 1
 
 
-def _memory(field: str) -> int:
-    """Bytes that the process has in memory (VmRSS), or has had at most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+class Cpu:
+    """Times and memory of this process."""
 
-
-def _timed(compute: Callable[[], object], runs: int, seconds: float) -> Iterator[Run]:
-    """At least `runs` runs, which take at least `seconds` together."""
-    began = time.perf_counter()
-    while runs > 0 or time.perf_counter() - began < seconds:
+    def run(self, compute: Callable[[], object]) -> Run:
+        """One run, by the wall clock."""
         switches = _preemptions()
         start = time.perf_counter()
         compute()
         end = time.perf_counter()
-        yield Run(end - start, _preemptions() > switches)
-        runs -= 1
+        return Run(end - start, _preemptions() > switches)
+
+    def memory(self) -> int:
+        """Bytes that the process has."""
+        return _status("VmRSS")
+
+    def peak_memory(self, compute: Callable[[], object]) -> int:
+        """The most that it has during a run."""
+        Path("/proc/self/clear_refs").write_text("5")  # The peak is that from now on.
+        compute()
+        return _status("VmHWM")
+
+    def make_room(self) -> None:
+        """Nothing is kept from others."""
+
+
+class Gpu:
+    """Times and memory of the GPU, as PyTorch sees them."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._cuda = torch.cuda
+        torch.backends.cudnn.benchmark = True  # PyTorch's own convolutions at their best.
+        l2 = torch.cuda.get_device_properties(0).L2_cache_size
+        self._flushing = torch.empty(2 * l2, dtype=torch.uint8, device="cuda")
+
+    def run(self, compute: Callable[[], object]) -> Run:
+        """One run, by events of its stream, with nothing of it in the L2 cache."""
+        start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
+        self._flushing.zero_()
+        start.record()
+        compute()
+        end.record()
+        end.synchronize()
+        return Run(start.elapsed_time(end) / 1000, False)
+
+    def memory(self) -> int:
+        """Bytes that tensors have."""
+        allocated: int = self._cuda.memory_allocated()
+        return allocated
+
+    def peak_memory(self, compute: Callable[[], object]) -> int:
+        """The most that they have during a run."""
+        self._cuda.reset_peak_memory_stats()
+        compute()
+        self._cuda.synchronize()
+        peak: int = self._cuda.max_memory_allocated()
+        return peak
+
+    def make_room(self) -> None:
+        """Leave what is kept for later runs to the other contestants."""
+        self._cuda.empty_cache()
+
+
+def _status(field: str) -> int:
+    """Bytes that the process has in memory (VmRSS), or has had at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def _preemptions() -> int:
@@ -219,12 +297,11 @@ def _preemptions() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def _fastest_run(compute: Callable[[], object]) -> float:
-    compute()
-    return min(run.seconds for run in _timed(compute, _RUNS, _SECONDS_A_TRIAL))
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
-def _serve(task: str, name: str, *cores: str) -> None:
+def _serve(among: str, name: str, *cores: str) -> None:
     os.sched_setaffinity(0, list(map(int, cores)))
     # Answers have stdout to themselves; what a library prints there goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
@@ -232,15 +309,14 @@ def _serve(task: str, name: str, *cores: str) -> None:
     import torch
 
     torch.set_num_threads(len(cores))
-    server = _Server(task, name)
+    server = _Server(among, name)
     with torch.inference_mode():
         for line in sys.stdin:
             request = json.loads(line)
             try:
                 answer = getattr(server, request.pop("do"))(**request)
             except Exception as error:
-                message = " ".join(str(error).split())
-                answer = {"error": f"{type(error).__name__}: {message}"[:300]}
+                answer = {"error": _in_a_line(error)}
             print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.contest import Contest, Outcome, hold, interleaved
+from bench.contest import Contest, Outcome, allowed_error, hold, interleaved
 from bench.contestants import OURS, Task
 from bench.plain import evaluate
 from bench.worker import Run, WorkerError
@@ -121,12 +122,48 @@ def test_an_error_just_within_what_is_allowed_passes(task: Task) -> None:
     assert contest.ours.samples_ms
 
 
-@pytest.mark.parametrize("wrong_by", [1.01, math.nan, math.inf])
-def test_nobody_is_timed_where_ours_is_wrong(task: Task, wrong_by: float) -> None:
+def test_one_that_fails_in_a_turn_has_no_times(task: Task) -> None:
+    class Fleeting(Actor):
+        def turn(self) -> list[Run]:
+            if "f" in self._played:
+                raise WorkerError("out of memory")
+            return super().turn()
+
+    played: list[str] = []
+    contest = held(task, {OURS: Actor("o", played), "fleeting": Fleeting("f", played)})
+    assert played == ["o", "f", "o", "o"]
+    outcome = contest.outcomes["fleeting"]
+    assert (outcome.failure, outcome.samples_ms) == ("out of memory", [])
+    assert contest.ours.samples_ms
+
+
+def test_what_is_not_finite_has_no_times(task: Task) -> None:
+    actors = {
+        OURS: Actor("o", []),
+        "overflows": Actor("p", [], wrong_by=math.inf),
+        "is nothing": Actor("q", [], wrong_by=math.nan),
+    }
+    contest = held(task, actors)
+    for name in ("overflows", "is nothing"):
+        outcome = contest.outcomes[name]
+        assert (outcome.failure, outcome.samples_ms) == ("its output has inf or NaN", [])
+    assert contest.ours.samples_ms
+    json.dumps(contest.as_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("wrong_by", [math.nan, math.inf])
+def test_nobody_is_timed_where_ours_is_not_finite(task: Task, wrong_by: float) -> None:
+    played: list[str] = []
+    actors = {OURS: Actor("o", played, wrong_by=wrong_by), "peer": Actor("p", played)}
+    contest = held(task, actors)
+    assert (played, contest.ours.failure) == ([], "its output has inf or NaN")
+
+
+def test_nobody_is_timed_where_ours_is_wrong(task: Task) -> None:
     allowed = held(task, {OURS: Actor("o", [])}).allowed_error
     played: list[str] = []
     actors = {
-        OURS: Actor("o", played, wrong_by=wrong_by * allowed),
+        OURS: Actor("o", played, wrong_by=1.01 * allowed),
         "peer": Actor("p", played),
     }
     contest = held(task, actors)
@@ -135,6 +172,37 @@ def test_nobody_is_timed_where_ours_is_wrong(task: Task, wrong_by: float) -> Non
     assert contest.ours.failure == f"error {contest.ours.error:.2e} exceeds {allowed:.2e}"
     assert contest.ours.samples_ms == []
     assert math.isnan(contest.speedup)
+
+
+def test_nobody_is_timed_where_one_of_ours_is_wrong(task: Task) -> None:
+    played: list[str] = []
+    actors = {
+        OURS: Actor("o", played),
+        f"{OURS}, cuda": Actor("c", played, wrong_by=0.5),
+        "peer": Actor("p", played),
+    }
+    contest = held(task, actors)
+    assert played == []
+    assert contest.outcomes[f"{OURS}, cuda"].failure.startswith("error 5.00e-01 exceeds")
+
+
+def test_ours_on_a_backend_is_no_peer(task: Task) -> None:
+    actors = {OURS: Actor("o", [], seconds=2), f"{OURS}, cuda": Actor("c", [], seconds=1)}
+    assert held(task, actors).best_peer is None
+
+
+class Overflowing(nn.Module):
+    """Gives what it is given, which float16 cannot hold on the way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 2.0**16) * 2.0**-16
+
+
+def test_where_plain_pytorch_overflows_float32_is_the_measure() -> None:
+    task = Task(Overflowing().eval(), (torch.rand(2, 4, 4, 4) + 1,), torch.float16)
+    oracle = evaluate(task.module, task.inputs, torch.float64)
+    assert evaluate(task.module, task.inputs, torch.float16).isinf().all()
+    assert 2**-11 < allowed_error(task, oracle) < 2**-9
 
 
 def test_nobody_is_timed_where_ours_fails(task: Task) -> None:

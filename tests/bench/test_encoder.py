@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import bench
-from bench import contest, contestants, encoder
+from bench import command, contest, contestants, encoder
 from bench.__main__ import main
 from bench.blocks import blocks
 from evsam_kernels.cli.machine import machine
@@ -28,7 +29,8 @@ def run(tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ben
     """Runs the benchmark on the tiny model and two of its blocks, on one thread."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(encoder, "blocks", lambda *arguments: blocks(*arguments)[9:11])
-    options = ("encoder", "--model", tiny_model, "--threads", "1", "--rounds", "1")
+    options = ("encoder", "--model", tiny_model, "--device", "cpu", "--threads", "1")
+    options = (*options, "--rounds", "1")
     return lambda *arguments: main([*options, *map(str, arguments)])
 
 
@@ -63,6 +65,7 @@ def test_whole_and_blocks_are_shown_kept_and_compared(
         "model": tiny_model,
         "dtype": "float32",
         "batch": 1,
+        "device": "cpu",
         "isa": "native",
         "rounds": 1,
         "threads": 1,
@@ -126,7 +129,7 @@ def test_a_wrong_block_alone_fails_too(run: Bench, monkeypatch: pytest.MonkeyPat
     held = iter([False, True])
 
     def budget(plain: Errors, dtype: object) -> Errors:
-        limit = 0.0 if next(held, False) else 1.0
+        limit = 0.0 if next(held, False) else 0.5
         return Errors(limit, limit)
 
     monkeypatch.setattr(contest, "budget", budget)
@@ -145,8 +148,11 @@ def test_a_wrong_block_alone_fails_too(run: Bench, monkeypatch: pytest.MonkeyPat
         (("--peers", "ours"), "--peers: 'ours' is none of"),
         (("--peers", "openvino"), "--peers: openvino needs no_such: pip install no_such, or"),
         (("--threads", "4096"), "--threads: this process may use "),
-        (("--json", "no/new.json"), "--json: no is no folder"),
-        (("--compare", "old.json"), "--compare: old.json cannot be read: "),
+        (("--json", "no/new.json"), "--json no/new.json: there is no folder no; make it first"),
+        (("--csv", "no/new.csv"), "--csv no/new.csv: there is no folder no"),
+        (("--plot", "new.jpg"), "--plot must end in .png, .pdf, .svg"),
+        (("--device", "cuda"), "--device cuda: PyTorch finds no GPU"),
+        (("--compare", "old.json"), "--compare: old.json is neither a file nor a git revision"),
         (("--isa", "avx512"), "--isa: this processor has no avx512"),
     ],
 )
@@ -161,10 +167,12 @@ def test_what_cannot_be_done_is_said_at_once(
     monkeypatch.setitem(contestants.CONTESTANTS, "openvino", absent)
     monkeypatch.setattr(encoder, "_FLAG_OF_ISA", {"avx512": "no such flag"})
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
     def no_process(*arguments: object) -> None:
         raise AssertionError("a contestant was started")
 
-    monkeypatch.setattr(encoder, "Worker", no_process)
+    monkeypatch.setattr(command, "Worker", no_process)
     assert run(*arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"python -m bench encoder: error: {message}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,89 @@ def test_a_saved_result_is_the_one_loaded(result: dict[str, Any], tmp_path: Path
 def test_a_result_that_cannot_be_written(result: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=r"^--json: .*no/result\.json cannot be written"):
         report.save(result, tmp_path / "no" / "result.json")
+
+
+def test_csv_has_a_line_per_contestant_and_part(result: dict[str, Any]) -> None:
+    result["blocks"] = [block("first", 2, 1.0, None)]
+    result["contestants"][OURS]["peak_bytes"] = 7
+    rows = list(csv.DictReader(io.StringIO(report.as_csv(result))))
+    assert [(row["part"], row["count"], row["contestant"], row["median_ms"]) for row in rows] == [
+        ("", "1", OURS, "10.0"),
+        ("", "1", "peer", "25.0"),
+        ("first", "2", OURS, "1.0"),
+        ("first", "2", "peer", ""),
+    ]
+    assert [row["peak_bytes"] for row in rows] == ["7", "", "", ""]
+    assert rows[3]["failure"] == "does not run"
+
+
+@pytest.fixture
+def of_layers() -> dict[str, Any]:
+    """A result of `ops`: a layer that computes, one that only moves, and one that is wrong."""
+    calls = {"efficientvit-sam-l0": 4, "efficientvit-sam-l1": 6}
+    work = [("conv_act a", 4e9, 2e8), ("layer_norm_2d b", 0, 5e8), ("conv_act c", 4e9, 2e8)]
+    ours = [10.0, 10.0, None]
+    return {
+        "peaks": {"flops_per_second": 8e11, "bytes_per_second": 1e11},
+        "layers": [
+            {
+                **{"op": name.split()[0], "name": name, "count": calls},
+                **{"flops": flops, "bytes": moved},
+                **Contest(outcomes(time, 5.0), 1e-5).as_json(),
+            }
+            for (name, flops, moved), time in zip(work, ours, strict=True)
+        ],
+    }
+
+
+def test_layers_and_what_they_reach_of_the_peaks(of_layers: dict[str, Any]) -> None:
+    _, _, computes, moves, wrong = lines(report.layers_table(of_layers))
+    assert computes == ("conv_act a l0 4, l1 6 10.00 5.00 0.500 400 20 50 % c peer OURS IS SLOWER")
+    assert moves == "layer_norm_2d b l0 4, l1 6 10.00 5.00 0.500 0 50 50 % c peer OURS IS SLOWER"
+    assert wrong == "conv_act c l0 4, l1 6 5.00 error 2 exceeds 1"
+    reached = report.roofline(of_layers["layers"][0], of_layers["peaks"], "peer")
+    assert reached == report.Reached(intensity=20, flops=8e11, bytes=4e10, share=1.0)
+
+
+def test_layers_are_compared_and_written_as_blocks_are(of_layers: dict[str, Any]) -> None:
+    changes = lines(report.change_table(of_layers, of_layers))[2:]
+    assert changes == ["conv_act a 10.00 10.00 +0.0 %", "layer_norm_2d b 10.00 10.00 +0.0 %"]
+    (row, *_) = csv.DictReader(io.StringIO(report.as_csv(of_layers)))
+    assert (row["part"], row["count"]) == ("conv_act a", "l0 4, l1 6")
+
+
+def test_images_per_second(result: dict[str, Any]) -> None:
+    result["settings"]["batch"] = 16
+    result["contestants"][OURS]["peak_bytes"] = 2_000_000
+    _, _, ours, peer = lines(report.images_table(result))
+    assert ours == "ours 1600 10.00 10.00 - 10.00 1.00 2 1.00e-06 c"
+    assert peer == "peer 640 25.00 25.00 - 25.00 2.50 2.00e-06 d"
+
+
+def test_summary_of_models(result: dict[str, Any]) -> None:
+    result["settings"] |= {"model": "efficientvit-sam-l0", "batch": 16}
+    result["published_images_per_second"] = 762
+    fewer = {**result, "contestants": {OURS: result["contestants"][OURS]}}
+    head, _, first, second = lines(report.summary_table([result, fewer]))
+    assert head == f"model batch {OURS} peer published"
+    assert first == "efficientvit-sam-l0 16 1600 640 762"
+    assert second == "efficientvit-sam-l0 16 1600 762"
+
+
+def test_failures_are_those_of_ours_alone() -> None:
+    contestants = {
+        OURS: {"failure": ""},
+        f"{OURS}, cuda": {"failure": "wrong"},
+        "peer": {"failure": "does not run"},
+    }
+    assert report.failures({"contestants": contestants}) == ["wrong"]
+
+
+def test_markdown(result: dict[str, Any]) -> None:
+    head, rule, ours, _ = report.as_markdown(report.contestants_table(result)).splitlines()
+    assert head.startswith("| contestant | median ms |")
+    assert rule == "|---|---:|---:|---:|---:|---:|---|"
+    assert ours == "| ours | 10.00 | 10.00 - 10.00 | 1.00 | 0 % | 1.00e-06 | c |"
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.contestants import Task
+from bench.contestants import Contestant, Task
 from bench.plain import evaluate
-from bench.worker import ISA_ENVIRONMENTS, Worker, WorkerError
+from bench.worker import ISA_ENVIRONMENTS, Gpu, Run, Worker, WorkerError, _Server
 
 
 class Noisy(nn.Module):
@@ -126,3 +126,80 @@ def test_closing_ends_the_process() -> None:
     worker = Worker("eager", (CORE,), "native")
     worker.close()
     assert worker._process.returncode == 0
+
+
+class Cuda:
+    """Stands in for torch.cuda, as far as times and memory go; notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.allocated = 5
+
+    def Event(self, *, enable_timing: bool) -> Cuda:
+        assert enable_timing
+        return self
+
+    def record(self) -> None:
+        self.asked.append("record")
+
+    def synchronize(self) -> None:
+        self.asked.append("wait")
+
+    def elapsed_time(self, end: Cuda) -> float:
+        return 250.0
+
+    def memory_allocated(self) -> int:
+        return self.allocated
+
+    def reset_peak_memory_stats(self) -> None:
+        self.asked.append("reset")
+
+    def max_memory_allocated(self) -> int:
+        return 12
+
+    def empty_cache(self) -> None:
+        self.asked.append("empty")
+
+
+@pytest.fixture
+def gpu() -> Gpu:
+    found = object.__new__(Gpu)
+    found._cuda = Cuda()
+    found._flushing = torch.ones(3, dtype=torch.uint8)
+    return found
+
+
+def test_a_run_on_a_gpu_lies_between_two_events_and_finds_no_cache(gpu: Gpu) -> None:
+    def compute() -> None:
+        assert not gpu._flushing.any()
+        gpu._cuda.asked.append("compute")
+
+    assert gpu.run(compute) == Run(0.25, False)
+    assert gpu._cuda.asked == ["record", "compute", "record", "wait"]
+
+
+def test_memory_on_a_gpu_is_the_peak_of_a_run(gpu: Gpu) -> None:
+    assert gpu.memory() == 5
+    assert gpu.peak_memory(lambda: gpu._cuda.asked.append("compute")) == 12
+    assert gpu._cuda.asked == ["reset", "compute", "wait"]
+    gpu.make_room()
+    assert gpu._cuda.asked[-1] == "empty"
+
+
+def several(task: Task) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """A configuration, and one that fails."""
+    yield "first", lambda: torch.ones(1)
+    raise RuntimeError("no graph")
+
+
+SEVERAL = {"several": Contestant(several, ("torch",))}
+
+
+def test_what_the_configurations_before_a_failure_can_do_is_kept(tmp_path: Path) -> None:
+    server = _Server(f"{__name__}:SEVERAL", "several")
+    found = server.prepare(str(task(Noisy(), tmp_path)))
+    assert found["configuration"] == (
+        "first; the next configuration failed: RuntimeError: no graph"
+    )
+    server.output(str(tmp_path / "output.pt"))
+    assert torch.load(tmp_path / "output.pt") == 1
