@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.plain import plain
 from evsam_kernels.nn import OpSequential, SamNeck
+from evsam_kernels.numerics.plain import plain
 
 Shape = tuple[int, ...]
 

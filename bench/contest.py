@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from bench.contestants import OURS, Task, is_ours
-from bench.plain import evaluate
 from bench.worker import Run, Worker, WorkerError
 from evsam_kernels.numerics.budget import budget, measure, one_thread
+from evsam_kernels.numerics.plain import evaluate, yardstick
 
 
 @dataclass
@@ -99,16 +99,9 @@ class Contest:
 
 
 def allowed_error(task: Task, oracle: Tensor) -> float:
-    """Twice the error of plain PyTorch at the task's dtype, and a rounding.
-
-    Where that overflows or is far off itself, it is plain PyTorch at float32, rounded.
-    """
-    for dtype in (task.dtype, torch.float32):
-        found = evaluate(task.module, task.inputs, dtype, task.device).to(task.dtype)
-        allowed = budget(measure(found, oracle), task.dtype).frobenius
-        if allowed < 1:
-            break
-    return allowed
+    """Twice the error of plain PyTorch at the task's dtype, and a rounding."""
+    _, errors, _ = yardstick(task.module, task.inputs, task.dtype, oracle, task.device)
+    return budget(errors, task.dtype).frobenius
 
 
 def _or_none(value: float) -> float | None:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import evsam_kernels
-from bench.plain import plain, plain_channels_last
 from evsam_kernels.backends import BACKENDS
+from evsam_kernels.numerics.plain import plain, plain_channels_last
 from evsam_kernels.ops import tiling
 
 OURS = "ours"

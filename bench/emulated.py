@@ -14,10 +14,10 @@ from bench.contestants import Task
 from bench.encoder import inputs
 from bench.layers import Layer
 from bench.measured import PicturesToMasks
-from bench.plain import evaluate
 from bench.sections import Found, Section, Stand
 from evsam_kernels import simt
 from evsam_kernels.numerics.budget import expect, judge, measure, one_thread
+from evsam_kernels.numerics.plain import evaluate
 from evsam_kernels.sam import zoo
 from evsam_kernels.sam.synthetic import load_synthetic_weights
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import evsam_kernels
 from bench import command, plot, report
 from bench.contestants import CONTESTANTS, OURS, Candidate, Contestant, Task
-from bench.plain import plain
+from evsam_kernels.numerics.plain import plain
 from evsam_kernels.sam.mask_generator import EfficientViTSamAutomaticMaskGenerator
 from evsam_kernels.sam.shared_decoder import SharedMaskDecoder
 

@@ -136,13 +136,14 @@ def require(name: str, device_type: str) -> Backend:
 def auto_order(device_type: str) -> tuple[str, ...]:
     """Names of the backends "auto" tries for tensors on `device_type`, fastest first.
 
-    The executor is slower than anything: what it emulates runs where it is asked for by name.
+    The executor is slower than anything: what it emulates is among them only on request.
     """
+    emulated = emulation.current()
     fastest_first = ("triton", "cuda", "cpu", "reference")
     return tuple(
         name
         for name in fastest_first
         if BACKENDS[name].accepts(device_type)
         and BACKENDS[name].why_unavailable() is None
-        and not (BACKENDS[name].emulated and emulation.current())
+        and not (BACKENDS[name].emulated and emulated is not None and not emulated.auto)
     )

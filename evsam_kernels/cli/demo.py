@@ -21,7 +21,7 @@ from evsam_kernels.cli import models
 from evsam_kernels.cli.errors import CommandError
 from evsam_kernels.cli.machine import machine
 from evsam_kernels.cli.output import progress
-from evsam_kernels.cli.pictures import read
+from evsam_kernels.cli.pictures import PHOTOGRAPH, read
 from evsam_kernels.cli.prompts import Prompts
 from evsam_kernels.cli.results import (
     Result,
@@ -35,7 +35,6 @@ from evsam_kernels.numerics.budget import Row, budget, measure, one_thread
 from evsam_kernels.numerics.validation import DTYPES, plan, summarise, validate
 from evsam_kernels.sam.predictor import EfficientViTSamPredictor
 
-_PHOTOGRAPH = Path(__file__).parent / "photograph" / "coffee.jpg"
 _ON_THE_COFFEE = Prompts(points=((287, 150),))
 _ROUND_THE_SPOON = Prompts(box=(320, 235, 412, 332))
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -76,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"CHECKPOINT=efficientvit_sam_l0.pt, or evsam demo --checkpoint FILE"
         )
     fast = _fuse(model, arguments)
-    picture = read(_PHOTOGRAPH)
+    picture = read(PHOTOGRAPH)
     pixels = model.transform(picture)[None].to(model.device)
     passed = _check_operations(arguments) and _check_encoder(model, pixels, arguments)
     if not passed:
@@ -90,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _fuse(model: nn.Module, arguments: argparse.Namespace) -> Any:
     _heading("Fusing")
     start = time.perf_counter()
-    fast = models.fused(model, arguments)
+    fast = models.fused(model, arguments.backend)
     seconds = time.perf_counter() - start
     report = fast.fusion_report
     counts = Counter((block.operation, block.backend) for block in report.swapped)
@@ -146,7 +145,7 @@ def _check_encoder(model: Any, pixels: Tensor, arguments: argparse.Namespace) ->
         advance()
         for name in _DTYPES:
             dtype = DTYPES[name]
-            ours = measure(models.fused(encoder, arguments, dtype)(pixels), oracle)
+            ours = measure(models.fused(encoder, arguments.backend, dtype)(pixels), oracle)
             line = f"  {name:9} fused {ours.frobenius:.2e}"
             if dtype == torch.float16 and pixels.device.type == "cpu":
                 # PyTorch's own float16 convolutions take minutes on a CPU.
@@ -189,7 +188,7 @@ def _time_encoder(model: Any, fast: Any, pixels: Tensor) -> None:
 
 
 def _segment(fast: Any, picture: np.ndarray, arguments: argparse.Namespace) -> None:
-    _heading(f"Masks of {_PHOTOGRAPH.name}")
+    _heading(f"Masks of {PHOTOGRAPH.name}")
     predictor = EfficientViTSamPredictor(fast)
     found = {
         "a point on the coffee": segment_prompted(predictor, picture, _ON_THE_COFFEE, False),

@@ -20,13 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import evsam_kernels
 from evsam_kernels import simt
-from evsam_kernels.backends import BACKENDS, BackendUnavailableError
+from evsam_kernels.backends import AUTO, BackendUnavailableError
 from evsam_kernels.cli.errors import CommandError
 from evsam_kernels.cli.output import progress, write_atomically
 from evsam_kernels.nn.folded import FoldedBlock
-from evsam_kernels.ops.choice import prefers_cuda
 from evsam_kernels.ops.layout import channels_last_strides
-from evsam_kernels.ops.registry import NAMESPACE, layer_of, tensors_of
+from evsam_kernels.ops.registry import NAMESPACE, tensors_of
 from evsam_kernels.sam.zoo import VARIANTS, create_efficientvit_sam_model
 from evsam_kernels.simt.replay import constants
 
@@ -270,12 +269,8 @@ def count(alike: Sequence[Call], *, gpu: simt.Gpu, sample: int) -> Layer:
         ValueError: a rate or a latency of the GPU is not published.
     """
     first = alike[0]
-    with simt.emulate(gpu.arch, sample=sample) as emulation, torch.inference_mode():
-        # What "auto" takes on a GPU; no emulated backend runs without being asked for.
-        layer = layer_of(first.operation, first.arguments)
-        built = BACKENDS["cuda"].why_unavailable() is None
-        better = "cuda" if built and prefers_cuda(first.operation, layer) else "triton"
-        first.call(*first.arguments, better)
+    with simt.emulate(gpu.arch, sample=sample, auto=True) as emulation, torch.inference_mode():
+        first.call(*first.arguments, AUTO)
     return Layer(
         tuple(call.path for call in alike),
         first.operation,

@@ -69,36 +69,41 @@ def positive_integer(text: str) -> int:
 
 
 def build(arguments: argparse.Namespace) -> EfficientViTSam:
-    """The model asked for, not fused; without a checkpoint, its weights are synthetic.
+    """The model asked for, not fused; see `load`."""
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    return load(arguments.model, arguments.checkpoint, arguments.device)
+
+
+def load(name: str, checkpoint: Path | None, device: str | torch.device) -> EfficientViTSam:
+    """A model, not fused; without a checkpoint, its weights are synthetic.
 
     Raises:
         CommandError: the checkpoint or the device cannot be used.
     """
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
     try:
-        if arguments.checkpoint is None:
-            model = create_efficientvit_sam_model(arguments.model, pretrained=False)
+        if checkpoint is None:
+            model = create_efficientvit_sam_model(name, pretrained=False)
             load_synthetic_weights(model)
         else:
-            model = create_efficientvit_sam_model(arguments.model, weight_url=arguments.checkpoint)
+            model = create_efficientvit_sam_model(name, weight_url=checkpoint)
     except (CheckpointError, FileNotFoundError, ImportError) as error:
         raise CommandError(f"--checkpoint: {error}") from error
     try:
-        return model.to(arguments.device)
+        return model.to(device)
     # PyTorch reports an unknown device or one that is not there by several exceptions.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise CommandError(f"--device {arguments.device}: {reason}") from error
+        raise CommandError(f"--device {device}: {reason}") from error
 
 
-def fused(model: nn.Module, arguments: argparse.Namespace, dtype: torch.dtype | None = None) -> Any:
+def fused(model: nn.Module, backend: str, dtype: torch.dtype | None = None) -> Any:
     """`fuse(model)` with the backend asked for.
 
     Raises:
         CommandError: that backend cannot run here.
     """
     try:
-        return evsam_kernels.fuse(model, backend=arguments.backend, dtype=dtype)
+        return evsam_kernels.fuse(model, backend=backend, dtype=dtype)
     except (BackendUnavailableError, ValueError) as error:
-        raise CommandError(f"--backend {arguments.backend}: {error}") from error
+        raise CommandError(f"--backend {backend}: {error}") from error

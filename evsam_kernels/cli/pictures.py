@@ -13,6 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from evsam_kernels.cli.errors import PictureError
 from evsam_kernels.sam.preprocess import as_image_array
 
+PHOTOGRAPH = Path(__file__).parent / "photograph" / "coffee.jpg"
+"""The picture that comes with the package."""
+
 
 @dataclass
 class Collection:

@@ -217,7 +217,7 @@ def _overlay_paths(arguments: argparse.Namespace, pictures: list[Path]) -> list[
 
 def _segmenter(arguments: argparse.Namespace, prompts: Prompts) -> Segmenter:
     """Build the model, say what it is, and return what it does with a picture."""
-    model = models.fused(models.build(arguments), arguments, _DTYPES[arguments.dtype])
+    model = models.fused(models.build(arguments), arguments.backend, _DTYPES[arguments.dtype])
     report = model.fusion_report
     backends = sorted({block.backend for block in report.swapped})
     weights = arguments.checkpoint or "synthetic weights"

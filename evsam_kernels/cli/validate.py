@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 import evsam_kernels
-from evsam_kernels import backends
+from evsam_kernels import backends, simt
+from evsam_kernels.cli import validate_model
 from evsam_kernels.cli.errors import CommandError
 from evsam_kernels.cli.machine import Machine, machine
 from evsam_kernels.cli.output import check_report_files, progress, write_atomically
@@ -24,7 +26,9 @@ from evsam_kernels.numerics import plot
 from evsam_kernels.numerics.budget import Row
 from evsam_kernels.numerics.validation import DTYPES, Step, badness, plan, summarise, validate
 from evsam_kernels.ops.registry import OPERATIONS
+from evsam_kernels.sam.zoo import VARIANTS
 
+_MODEL_DTYPES = ("float16", "bfloat16")
 _CLOSEST_SHOWN = 5
 _FAILED_SHOWN = 20
 _PIPED_WIDTH = 150
@@ -58,6 +62,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--quick", action="store_true", help="leave out the layers of the models, which are large"
     )
     parser.add_argument(
+        "--model",
+        choices=list(VARIANTS),
+        metavar="NAME",
+        help="instead of operations a whole image encoder, on a photograph, and the masks of a "
+        f"point behind it, at {' and '.join(_MODEL_DTYPES)}: one of {', '.join(VARIANTS)}",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="the model's weights; else made up ones"
+    )
+    parser.add_argument(
+        "--executor",
+        choices=["simt"],
+        help="run the kernels for GPUs on the CPU, with every access checked",
+    )
+    parser.add_argument(
         "--device", default="cpu", help="where to compute, as PyTorch names it (default: cpu)"
     )
     parser.add_argument("--verbose", action="store_true", help="print every single comparison")
@@ -70,14 +89,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     """Validate and report; 0 when everything is within its budget, else 1."""
     device = _device(arguments.device)
-    steps = _plan(arguments, device)
     check_report_files(arguments.json, arguments.plot)
-
-    rows: list[Row] = []
-    with progress("validating", len(steps)) as advance:
-        for found in validate(steps, device):
-            rows += found
-            advance()
+    if arguments.executor is not None:
+        _check_executor(device)
+    rows = (_operations if arguments.model is None else _model)(arguments, device)
 
     print_rows(rows, verbose=arguments.verbose)
     on = machine()
@@ -94,6 +109,43 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise CommandError(str(error)) from error
     return 0 if all(row.passed for row in rows) else 1
+
+
+def _check_executor(device: torch.device) -> None:
+    if device.type != "cpu":
+        raise CommandError(f"--executor simt runs on the CPU; leave out --device {device}")
+    try:
+        with simt.emulate():
+            pass
+    except ImportError as error:
+        raise CommandError(f"--executor simt: {error}") from error
+
+
+def _operations(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
+    if arguments.checkpoint is not None:
+        raise CommandError("--checkpoint is for a whole model: name it with --model")
+    with nullcontext() if arguments.executor is None else simt.emulate():
+        steps = _plan(arguments, device)
+        rows: list[Row] = []
+        with progress("validating", len(steps)) as advance:
+            for found in validate(steps, device):
+                rows += found
+                advance()
+    return rows
+
+
+def _model(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
+    if arguments.op or arguments.quick:
+        option = "--op" if arguments.op else "--quick"
+        raise CommandError(f"{option} chooses among operations; leave it out with --model")
+    backend, *others = dict.fromkeys(arguments.backend or [backends.AUTO])
+    if others:
+        raise CommandError(f"--backend: a model takes one, got {backend}, {', '.join(others)}")
+    dtypes = list(dict.fromkeys(arguments.dtype or _MODEL_DTYPES))
+    emulated = arguments.executor is not None
+    return validate_model.run(
+        arguments.model, arguments.checkpoint, device, backend, dtypes, emulated
+    )
 
 
 def _device(name: str) -> torch.device:
@@ -117,9 +169,10 @@ def _plan(arguments: argparse.Namespace, device: torch.device) -> list[Step]:
             backends.require(name, device.type)
         except (ValueError, backends.BackendUnavailableError) as error:
             raise CommandError(f"--backend {name}: {error}") from error
+    emulated = [name for name, backend in backends.BACKENDS.items() if backend.emulated]
     steps = plan(
         arguments.op and list(dict.fromkeys(arguments.op)),
-        arguments.backend,
+        arguments.backend or (emulated if arguments.executor else None),
         arguments.dtype and list(dict.fromkeys(arguments.dtype)),
         quick=arguments.quick,
         device=device,

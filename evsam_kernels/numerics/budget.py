@@ -314,22 +314,36 @@ def judge(
 ) -> list[Row]:
     """Run `op` on one backend and hold every expected quantity against its budget."""
     actual = evaluate(lambda **given: call(op, given, backend), operands, len(expected) > 1)
+    dtype = _first(operands).dtype
     return [
-        Row(
-            op=op,
-            case=case,
-            backend=backend,
-            dtype=str(_first(operands).dtype).removeprefix("torch."),
-            quantity=quantity,
-            shape=tuple(expectation.oracle.shape),
-            ours=_compare(actual[quantity], expectation.oracle, expectation.dtype),
-            plain=expectation.plain,
-            budget=expectation.budget,
-            yardstick=expectation.yardstick,
-            failure=_failure(actual[quantity], expectation),
-        )
+        compare(actual[quantity], expectation, op, case, backend, dtype, quantity)
         for quantity, expectation in expected.items()
     ]
+
+
+def compare(
+    actual: Tensor,
+    expected: Expectation,
+    op: str,
+    case: str,
+    backend: str,
+    dtype: torch.dtype,
+    quantity: str,
+) -> Row:
+    """Hold a result against what was expected; see `Row` for what is only noted."""
+    return Row(
+        op=op,
+        case=case,
+        backend=backend,
+        dtype=str(dtype).removeprefix("torch."),
+        quantity=quantity,
+        shape=tuple(expected.oracle.shape),
+        ours=_compare(actual, expected.oracle, expected.dtype),
+        plain=expected.plain,
+        budget=expected.budget,
+        yardstick=expected.yardstick,
+        failure=_failure(actual, expected),
+    )
 
 
 def _failure(actual: Tensor, expected: Expectation) -> str:

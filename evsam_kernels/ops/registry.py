@@ -111,11 +111,12 @@ def implementation(
     device_type: str,
     dtype: torch.dtype,
     layer: Layer | None = None,
-    emulated: bool = False,
+    emulated: bool | None = None,
 ) -> Implementation:
     """What runs `op`; see `chosen_backend` for the arguments and what it raises.
 
-    `emulated` says whether an emulation is in force, on which the choice depends.
+    The choice depends on whether an emulation is in force, too: `emulated` is what that is to do
+    about "auto", and None without one.
     """
     name = chosen_backend(op, backend, device_type, dtype, layer)
     if name == "reference":
@@ -256,8 +257,8 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
                 operands[index] = []
         output_shape(*operands)
         first = tensors_of(operands)[0]
-        emulated = emulation.current() is not None
-        layer = layer_of(op, operands) if first.is_cuda else None
+        emulated = None if (current := emulation.current()) is None else current.auto
+        layer = layer_of(op, operands) if first.is_cuda or emulated else None
         found = implementation(op, backend, first.device.type, first.dtype, layer, emulated)
         result = found.function(*operands)
         if self_check.applies(found.backend, first):

@@ -43,6 +43,7 @@ class Emulation:
         check: whether accesses are checked and counted.
         threads: of the CPU; None for all.
         sample: blocks that are run of each launch, about; None for all.
+        auto: whether backend="auto" takes kernels for GPUs.
         launches: in order.
     """
 
@@ -50,6 +51,7 @@ class Emulation:
     check: bool
     threads: int | None
     sample: int | None
+    auto: bool
     launches: list[Launch] = field(default_factory=list)
 
     def launch(
@@ -138,6 +140,7 @@ def emulate(
     check: bool = True,
     threads: int | None = None,
     sample: int | None = None,
+    auto: bool = False,
 ) -> Iterator[Emulation]:
     """Run Triton kernels in the executor, as if the CPU were a GPU.
 
@@ -154,6 +157,8 @@ def emulate(
         sample: run only about so many blocks of each launch, the first, the last and others between
             them: to count large launches. Values mean nothing then, memory that nothing has
             written is not looked for, and outputs start out as zeros.
+        auto: have `backend="auto"` take what it takes on a GPU. Otherwise kernels for GPUs run
+            where they are asked for by name, as anything is faster than the executor.
 
     Yields:
         what is launched, as it is.
@@ -166,7 +171,7 @@ def emulate(
     """
     if sample is not None and sample < 1:
         raise ValueError(f"sample must be at least 1, got {sample}")
-    emulation = Emulation(arch, check, threads, sample)
+    emulation = Emulation(arch, check, threads, sample, auto)
     _install()
     token = _current.set(emulation)
     try:

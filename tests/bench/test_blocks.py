@@ -8,7 +8,7 @@ import torch
 
 import evsam_kernels
 from bench.blocks import blocks
-from bench.plain import evaluate
+from evsam_kernels.numerics.plain import evaluate
 from evsam_kernels.sam.zoo import create_efficientvit_sam_model
 
 SHAPE = (2, 3, 64, 64)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from bench.contest import Contest, Outcome, allowed_error, hold, interleaved
 from bench.contestants import OURS, Task
-from bench.plain import evaluate
 from bench.worker import Run, WorkerError
+from evsam_kernels.numerics.plain import evaluate
 
 
 class Actor:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from bench import command, contestants
 from bench.blocks import NeckInputs
 from bench.contestants import AUTOTUNED, CONTESTANTS, OURS, PEERS, Contestant, Task, and_as_graph
-from bench.plain import evaluate
 from evsam_kernels.nn import EfficientViTBlock, SamNeck
 from evsam_kernels.numerics.budget import measure
+from evsam_kernels.numerics.plain import evaluate
 from evsam_kernels.ops import tiling
 from evsam_kernels.sam.synthetic import load_synthetic_weights
 

@@ -15,9 +15,9 @@ from bench import operation
 from bench.contestants import OURS
 from bench.layers import Layer, load
 from bench.operation import PARTICIPANTS, takes_part, task, work
-from bench.plain import evaluate
 from evsam_kernels.numerics.budget import call, measure
 from evsam_kernels.numerics.cases import CASES
+from evsam_kernels.numerics.plain import evaluate
 from evsam_kernels.ops.registry import OPERATIONS
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.contestants import Contestant, Task
-from bench.plain import evaluate
 from bench.worker import ISA_ENVIRONMENTS, Gpu, Run, Worker, WorkerError, _Server
+from evsam_kernels.numerics.plain import evaluate
 
 
 class Noisy(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from evsam_kernels.cli import demo, main, models
-from evsam_kernels.cli.pictures import read
+from evsam_kernels.cli.pictures import PHOTOGRAPH, read
 from evsam_kernels.numerics.budget import Row
 from evsam_kernels.numerics.validation import Step, plan, validate
 
@@ -58,7 +58,7 @@ def test_everything_is_shown_with_synthetic_weights(
     )
     assert "everything" not in out.split("Masks of coffee.jpg")[1]
     drawn = np.asarray(Image.open("demo_output/coffee_prompts.png"))
-    original = read(demo._PHOTOGRAPH)
+    original = read(PHOTOGRAPH)
     assert drawn.shape == original.shape
     assert (drawn != original).any()
     assert [path.name for path in Path("demo_output").iterdir()] == ["coffee_prompts.png"]
@@ -112,8 +112,8 @@ def test_no_times_when_the_fused_encoder_is_wrong(
 ) -> None:
     right = models.fused
 
-    def wrong(module: Any, arguments: Any, at: torch.dtype | None = None) -> Any:
-        fast = right(module, arguments, at)
+    def wrong(module: Any, backend: str, at: torch.dtype | None = None) -> Any:
+        fast = right(module, backend, at)
         if at == dtype:
             damage = float("inf") if dtype == torch.float16 else 1.5
             fast.norm.bias += damage

@@ -231,3 +231,17 @@ def test_the_bound_of_a_sample_is_that_of_the_launch() -> None:
 def test_a_sample_has_at_least_one_block() -> None:
     with pytest.raises(ValueError, match="sample must be at least 1"), simt.emulate(sample=0):
         pass
+
+
+def test_auto_takes_what_it_takes_on_a_gpu_on_request() -> None:
+    x = torch.randn(1, 8, 4, 4).half()
+    weight, bias = torch.ones(8).half(), torch.zeros(8).half()
+    with simt.emulate() as without:
+        expected = ek.ops.layer_norm_2d(x, weight, bias)
+    with simt.emulate(auto=True) as emulated:
+        found = ek.ops.layer_norm_2d(x, weight, bias)
+        mixed = ek.ops.layer_norm_2d(x, weight, bias, backend="reference")
+    assert (len(without.launches), len(emulated.launches)) == (0, 1)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(mixed, expected)
+    assert ek.ops.layer_norm_2d(x, weight, bias).equal(expected)

@@ -1,4 +1,4 @@
-"""The image encoder in PyTorch's own operations alone: what the peers run and the oracle computes.
+"""Modules in PyTorch's own operations alone: what the oracle computes, and what peers are given.
 
 The modules of the package call the package's operations. A peer must get none of them: it could
 not look inside, and would be timed with our kernels.
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evsam_kernels.nn import LayerNorm2d, LiteMLA
+from evsam_kernels.numerics.budget import Errors, budget, measure
 from evsam_kernels.ops.registry import formula
 
 _relu_linear_attention = formula("relu_linear_attention")
@@ -71,3 +72,31 @@ def evaluate(
             for picture in pictures
         ]
         return torch.cat([output.cpu() for output in outputs])
+
+
+def yardstick(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    dtype: torch.dtype,
+    oracle: Tensor,
+    device: str = "cpu",
+) -> tuple[Tensor, Errors, str]:
+    """What plain PyTorch makes of a module at a dtype: the output, its errors, how it was computed.
+
+    Where that overflows or would let zeros pass, it is plain PyTorch at float32, rounded.
+
+    Args:
+        module: in eval mode.
+        inputs: `[B, C, H, W]` each.
+        dtype: of inputs, weights and output.
+        oracle: the output at float64.
+        device: that computes.
+    """
+    how = str(dtype).removeprefix("torch.")
+    found = evaluate(module, inputs, dtype, device)
+    errors = measure(found, oracle)
+    if budget(errors, dtype).frobenius >= 1:
+        how = f"float32 rounded to {how}"
+        found = evaluate(module, inputs, torch.float32, device).to(dtype)
+        errors = measure(found, oracle)
+    return found, errors, how
