@@ -24,6 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.set_defaults(run=run)
     command.add_options(parser, rounds=2)
+    prompts.add_plain(parser)
     parser.add_argument(
         "--prompts",
         type=positive_integer,
@@ -58,4 +59,4 @@ def run(arguments: argparse.Namespace) -> int:
         decoder = prompts.Prompts(model.mask_decoder)
         return Task(decoder.eval(), inputs, torch.float32), {"points": arguments.points}
 
-    return prompts.run(arguments, tuple(prompts.DECODERS), arguments.prompts, make)
+    return prompts.run(arguments, prompts.SHARED, arguments.prompts, make)

@@ -31,6 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.set_defaults(run=run)
     command.add_options(parser, rounds=2)
+    prompts.add_plain(parser)
     parser.add_argument(
         "--points-per-side",
         type=positive_integer,
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         task = Task(prompts.Everything(model, side, threshold).eval(), (picture,), torch.float32)
         return task, {"threshold": threshold, "picture": list(pixels.shape[:2])}
 
-    return prompts.run(arguments, (OURS, "bfloat16", *prompts.PLAIN), side**2, make)
+    return prompts.run(arguments, (OURS, "bfloat16"), side**2, make)
 
 
 def _threshold(model: Any, pixels: np.ndarray, side: int) -> float:

@@ -119,7 +119,28 @@ DECODERS: dict[str, Contestant] = {
     ),
     **{f"plain {prompts}": Contestant(_plain(prompts), ("torch",)) for prompts in BATCHES},
 }
-PLAIN = tuple(name for name in DECODERS if name.startswith("plain"))
+SHARED = tuple(name for name in DECODERS if not name.startswith("plain"))
+
+
+def add_plain(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses among the plain ones."""
+    parser.add_argument(
+        "--plain",
+        type=batches,
+        default=BATCHES,
+        metavar="N,N,...",
+        help="prompts at once of the plain decoder, of "
+        f"{', '.join(map(str, BATCHES))} (default: all of these)",
+    )
+
+
+def batches(text: str) -> tuple[int, ...]:
+    """The value of --plain."""
+    known = {str(prompts): prompts for prompts in BATCHES}
+    given = [part.strip() for part in text.split(",")]
+    if unknown := [part for part in given if part not in known]:
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, got {unknown[0]!r}")
+    return tuple(dict.fromkeys(known[part] for part in given))
 
 
 def run(
@@ -131,8 +152,8 @@ def run(
     """Check, time and show the contestants, ours first; 1 where ours fails.
 
     Args:
-        arguments: those of `command.add_options`.
-        names: keys of `DECODERS`.
+        arguments: those of `command.add_options` and `add_plain`.
+        names: keys of `DECODERS`, those that are not plain.
         prompts: how many the task has.
         make: makes the task and further settings to show.
     """
@@ -152,6 +173,7 @@ def run(
         CONTESTANTS,
     )
     command.print_header(result, out)
+    names += tuple(f"plain {at_once}" for at_once in arguments.plain)
     with command.workers(names, begun.cores, among="bench.prompts:DECODERS") as workers:
         contest = command.held(task, workers, arguments.rounds, f"{prompts} prompts")
     result |= {key: contest[key] for key in ("allowed_error", "contestants")}

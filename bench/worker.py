@@ -50,6 +50,8 @@ _RUNS = 3
 _SECONDS_A_TURN = 0.05
 _SECONDS_A_TRIAL = 0.1
 _SECONDS_TO_WARM_UP = 0.02
+_SECONDS_OF_A_LONG_RUN = 5.0
+"""Which is not repeated in a turn, nor warmed up for."""
 """Threads of the contestant before may still be looking for work."""
 
 
@@ -171,6 +173,7 @@ class _Server:
         self._candidates: list[tuple[str, Callable[[], Tensor]]] = []
         self._compute: Callable[[], Tensor]
         self._resident = 0
+        self._takes_long = False
 
     def prepare(self, task: str) -> dict[str, Any]:
         import torch
@@ -192,6 +195,7 @@ class _Server:
         self._resident = self._device.memory()  # With the model, before its first run.
         seconds = [self._fastest_run(compute) for _, compute in self._candidates]
         configuration, self._compute = self._candidates[seconds.index(min(seconds))]
+        self._takes_long = min(seconds) > _SECONDS_OF_A_LONG_RUN
         return {"configuration": configuration + lost}
 
     def output(self, to: str) -> dict[str, Any]:
@@ -201,7 +205,8 @@ class _Server:
         return {}
 
     def turn(self) -> dict[str, Any]:
-        list(self._timed(self._compute, 1, _SECONDS_TO_WARM_UP))
+        if not self._takes_long:
+            list(self._timed(self._compute, 1, _SECONDS_TO_WARM_UP))
         runs = list(self._timed(self._compute, _RUNS, _SECONDS_A_TURN))
         self._device.make_room()
         return {"runs": runs}
@@ -211,15 +216,20 @@ class _Server:
         return {"bytes": self._device.peak_memory(compute) - self._resident}
 
     def _fastest_run(self, compute: Callable[[], object]) -> float:
-        compute()
+        """Of a few runs; of one where nothing is to be chosen or it takes long."""
+        first = self._device.run(compute).seconds
+        if len(self._candidates) == 1 or first > _SECONDS_OF_A_LONG_RUN:
+            return first
         return min(run.seconds for run in self._timed(compute, _RUNS, _SECONDS_A_TRIAL))
 
     def _timed(self, compute: Callable[[], object], runs: int, seconds: float) -> Iterator[Run]:
-        """At least `runs` runs, which take at least `seconds` together."""
+        """At least `runs` runs, or one that takes long; and at least `seconds` together."""
         began = time.perf_counter()
-        while runs > 0 or time.perf_counter() - began < seconds:
+        took = 0.0
+        while (runs > 0 and took < _SECONDS_OF_A_LONG_RUN) or took < seconds:
             yield self._device.run(compute)
             runs -= 1
+            took = time.perf_counter() - began
 
 
 class Cpu:

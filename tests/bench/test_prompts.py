@@ -18,11 +18,9 @@ from evsam_kernels.sam.shared_decoder import SharedMaskDecoder
 
 @pytest.fixture(autouse=True)
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
-    """Two plain contestants are enough."""
+    """Ours and plain contestants are enough."""
     monkeypatch.chdir(tmp_path)
-    chosen = (OURS, "plain 1", "plain 2")
-    monkeypatch.setattr(prompts, "DECODERS", {name: prompts.DECODERS[name] for name in chosen})
-    monkeypatch.setattr(prompts, "PLAIN", chosen[1:])
+    monkeypatch.setattr(prompts, "SHARED", (OURS,))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +31,7 @@ def test_contestants_are_shown_and_kept(
     command: tuple[str, ...], tiny_model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--model", tiny_model, "--threads", "1", "--rounds", "1", "--json", "new.json")
-    assert main([*command, *options]) == 0
+    assert main([*command, "--plain", "1,2", *options]) == 0
     out = capsys.readouterr().out
     result = json.loads(Path("new.json").read_text())
     assert result["settings"]["prompts"] == (3 if command[0] == "decoder" else 4)
@@ -92,3 +90,10 @@ def test_ours_has_the_shared_decoder(tiny_model: str) -> None:
     ((_, compute),) = prompts.DECODERS["plain 1"].candidates(task)
     module = compute.__closure__[0].cell_contents  # type: ignore[attr-defined]
     assert type(module.decoder) is type(model.mask_decoder)
+
+
+def test_batches_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert prompts.batches("64, 1,64") == (64, 1)
+    with pytest.raises(SystemExit):
+        main(["decoder", "--plain", "1,3"])
+    assert "--plain: must be of 1, 2, 4, 8, 16, 64, got '3'" in capsys.readouterr().err
