@@ -169,7 +169,10 @@ def test_a_gpu_is_named_and_auto_is_shown_for_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    properties = types.SimpleNamespace(name="GPU 0", major=8, minor=0, total_memory=40 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     facts = info.gather()
+    assert facts["machine"]["gpu"] == "GPU 0 (compute capability 8.0, 40 GiB, CUDA 13.0)"
     assert facts["cuda"] == {"available": True, "reason": None, "devices": ["GPU 0"]}
     assert facts["operations"][0]["auto"]["cuda"] in facts["operations"][0]["kernels"]
 
