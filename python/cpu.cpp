@@ -563,7 +563,7 @@ void upscale_masks(const Array<float>& base, const Array<float>& scales,
   args.eps = eps;
   args.num_threads = num_threads;
   const std::int64_t tiles = (height * width - 1) / tile_positions + 1;
-  const std::int64_t mid = args.mid_channels, out = args.out_channels, count = vectors.shape(0);
+  const std::int64_t mid = args.mid_channels, out = args.out_channels, count = vectors.shape(1);
   args.base = elements("base", base, {tiles, 4 * mid, tile_positions});
   args.scales = elements("scales", scales, {args.batch, tiles, tile_positions});
   args.basis = elements("basis", basis, {args.batch, tiles, args.rank, tile_positions});
@@ -578,7 +578,7 @@ void upscale_masks(const Array<float>& base, const Array<float>& scales,
     check(args.first[prompt] <= args.first[prompt + 1], "first must not fall");
   check(args.first[0] == 0 && args.first[args.batch] == count,
         "first must count the masks from 0 to " + std::to_string(count));
-  args.vectors = elements("vectors", vectors, {count, out});
+  args.vectors = elements("vectors", vectors, {out, count});
   elements("masks", masks, {count, 4 * height, 4 * width});
   args.masks = masks.mutable_data();
   const py::gil_scoped_release without_gil;

@@ -2,8 +2,9 @@
 //
 // Layout: see positions.h. Tile: one of the four pixels that the first convolution makes of a position,
 // [mid_channels][64], and one of the four that the second makes of that, [out_channels][64], both in L1:
-// the upscaled map never exists. Main memory: the prompt's basis and the masks once; its rows from L2, the
-// shared map from L2 or L3. Threads take tiles.
+// the upscaled map never exists. Main memory: the prompt's basis and the masks once; its rows from L2, packed
+// before, as rows a kilobyte apart would share a few sets of a cache; the shared map from L2 or L3. Threads
+// take tiles.
 
 #include "evsam/upscale_masks.h"
 
@@ -14,13 +15,25 @@
 namespace evsam::EVSAM_ISA {
 namespace {
 
+// The left operands of the products as `multiply_packed` takes them, for all threads.
+struct Packed {
+  float* rows;    // [batch][4], each of rank and mid_channels
+  float* weight;  // [4], each of mid_channels and out_channels
+
+  Packed(Pieces& pieces, const UpscaleMasksArgs& args)
+      : rows(pieces.take<float>(args.batch * args.rank * 4 * args.mid_channels)),
+        weight(pieces.take<float>(args.mid_channels * 4 * args.out_channels)) {}
+};
+
 struct Room {
   float* first;   // [mid_channels][64]
   float* second;  // [out_channels][64]
+  float* pixels;  // [masks of a panel][64]
 
   Room(Pieces& pieces, const UpscaleMasksArgs& args)
       : first(pieces.take<float>(args.mid_channels * positions)),
-        second(pieces.take<float>(args.out_channels * positions)) {}
+        second(pieces.take<float>(args.out_channels * positions)),
+        pixels(pieces.take<float>(panel_rows * positions)) {}
 };
 
 // x / sqrt(mean of x^2 + eps) weight + bias over the channels of `x`, and GELU.
@@ -42,13 +55,12 @@ void normalise(const UpscaleMasksArgs& args, float* x) {
 }
 
 void upscale(const UpscaleMasksArgs& args, std::int64_t tiles, std::int64_t prompt,
-             std::int64_t tile, const Room& room) {
+             std::int64_t tile, const Packed& packed, const Room& room) {
   const std::int64_t mid = args.mid_channels, out = args.out_channels, width = args.width;
-  const std::int64_t place = prompt * tiles + tile, first_mask = args.first[prompt];
+  const std::int64_t place = prompt * tiles + tile, end_mask = args.first[prompt + 1];
   const std::int64_t used = least(positions, args.height * width - tile * positions);
   const float* scales = args.scales + place * positions;
   const float* basis = args.basis + place * args.rank * positions;
-  const float* rows = args.rows + prompt * args.rank * 4 * mid;
   std::int64_t places[positions];  // of the first pixel of each position
   for (std::int64_t n = 0; n < used; ++n) {
     const std::int64_t position = tile * positions + n;
@@ -64,30 +76,24 @@ void upscale(const UpscaleMasksArgs& args, std::int64_t tiles, std::int64_t prom
         store(room.first + at, fma(load(base + at), load(scales + n), offset));
       });
     }
-    multiply_positions(mid, args.rank, rows + outer * mid, 4 * mid, basis, room.first, true);
+    multiply_packed(mid, args.rank, packed.rows + (prompt * 4 + outer) * args.rank * mid, basis,
+                    room.first, nullptr);
     normalise(args, room.first);
 
     for (std::int64_t inner = 0; inner < 4; ++inner) {
-      for (std::int64_t c = 0; c < out; ++c)
-        over_positions([&](std::int64_t n) {
-          store(room.second + c * positions + n, broadcast(args.bias[c]));
-        });
-      multiply_positions(out, mid, args.weight + inner * out, 4 * out, room.first, room.second, true);
+      multiply_packed(out, mid, packed.weight + inner * mid * out, room.first, room.second, args.bias);
       for (std::int64_t i = 0; i < out * positions; i += lanes)
         store(room.second + i, exact_gelu(load(room.second + i)));
 
       const std::int64_t y = 2 * (outer / 2) + inner / 2, x = 2 * (outer % 2) + inner % 2;
-      for (std::int64_t mask = first_mask; mask < args.first[prompt + 1]; ++mask) {
-        alignas(64) float pixels[positions];
-        over_positions([&](std::int64_t n) {
-          Vec sum = zero();
-          for (std::int64_t c = 0; c < out; ++c)
-            sum = fma(broadcast(args.vectors[mask * out + c]),
-                      load(room.second + c * positions + n), sum);
-          store(pixels + n, sum);
-        });
-        float* to = args.masks + mask * 16 * args.height * width + y * 4 * width + x;
-        for (std::int64_t n = 0; n < used; ++n) to[places[n]] = pixels[n];
+      for (std::int64_t mask = args.first[prompt]; mask < end_mask; mask += panel_rows) {
+        const std::int64_t count = least(panel_rows, end_mask - mask);
+        position_panel_of(count, out, args.vectors + mask, args.first[args.batch], room.second,
+                          room.pixels, false);
+        for (std::int64_t i = 0; i < count; ++i) {
+          float* to = args.masks + (mask + i) * 16 * args.height * width + y * 4 * width + x;
+          for (std::int64_t n = 0; n < used; ++n) to[places[n]] = room.pixels[i * positions + n];
+        }
       }
     }
   }
@@ -96,19 +102,31 @@ void upscale(const UpscaleMasksArgs& args, std::int64_t tiles, std::int64_t prom
 }  // namespace
 
 void upscale_masks(const UpscaleMasksArgs& args) {
-  Pieces counted;
-  const Room one(counted, args);
-  char* memory = scratch(args.num_threads * counted.bytes());
+  Pieces shared, own;
+  const Packed counted(shared, args);
+  const Room one(own, args);
+  char* memory = scratch(shared.bytes() + args.num_threads * own.bytes());
+  Pieces pieces(memory);
+  const Packed packed(pieces, args);
   const std::int64_t tiles = quotient_up(args.height * args.width, positions);
   const std::int64_t tasks = args.batch * tiles;
   const std::int64_t operations = tasks * positions * 4 * args.mid_channels * args.rank;
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces pieces(memory + member * counted.bytes());
-    const Room room(pieces, args);
+    Pieces own_pieces(memory + shared.bytes() + member * own.bytes());
+    const Room room(own_pieces, args);
+    const std::int64_t mid = args.mid_channels, out = args.out_channels;
+    for_each((args.batch + 1) * 4, [&](std::int64_t task) {
+      const std::int64_t prompt = task / 4, quarter = task % 4;
+      if (prompt < args.batch)
+        pack_rows(mid, args.rank, args.rows + (prompt * args.rank * 4 + quarter) * mid, 4 * mid,
+                  packed.rows + task * args.rank * mid);
+      else
+        pack_rows(out, mid, args.weight + quarter * out, 4 * out, packed.weight + quarter * mid * out);
+    });
     for_each(tasks, [&](std::int64_t task) {
       const std::int64_t prompt = task / tiles;
       if (args.first[prompt] < args.first[prompt + 1])
-        upscale(args, tiles, prompt, task % tiles, room);
+        upscale(args, tiles, prompt, task % tiles, packed, room);
     });
   });
 }

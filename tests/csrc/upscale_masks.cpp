@@ -51,7 +51,7 @@ void check(const std::vector<std::int64_t>& counts, std::int64_t height, std::in
             for (std::int64_t c = 0; c < mid; ++c) z += y[c] * w[(c * 4 + j) * out + o];
             for (std::int64_t mask = first[prompt]; mask < first[prompt + 1]; ++mask)
               expected[(mask * 4 * height + row_of) * 4 * width + column] +=
-                  gelu(z) * vector[mask * out + o];
+                  gelu(z) * vector[o * first.back() + mask];
           }
         }
       }
@@ -77,5 +77,6 @@ int main() {
     check({1, 2}, 5, 9, 19, 16, 8, 3);
     check({1}, 11, 13, 3, 9, 5, 2);
     check({0, 0}, 8, 8, 10, 8, 4, 2);
+    check({9, 2}, 8, 9, 5, 65, 12, 2);
   });
 }

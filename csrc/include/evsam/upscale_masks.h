@@ -20,7 +20,7 @@ struct UpscaleMasksArgs {
   const float* weight;  // [mid_channels, 4, out_channels], of the second convolution
   const float* bias;    // [out_channels]
   const std::int64_t* first;  // [batch + 1], number of the first mask of each prompt
-  const float* vectors;       // [masks, out_channels]
+  const float* vectors;       // [out_channels, masks]
   float* masks;               // [masks, 4 * height, 4 * width]
   std::int64_t batch, height, width, rank, mid_channels, out_channels;
   int num_threads;  // at most this many; the result does not depend on it

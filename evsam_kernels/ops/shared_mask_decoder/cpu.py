@@ -103,7 +103,7 @@ def upscale_masks(
         weight=_array(upscaling.weight),
         bias=_array(upscaling.bias),
         first=_array(F.pad(counts.cumsum(0), (1, 0))),
-        vectors=_array(vectors),
+        vectors=_array(vectors.mT),
         masks=masks.numpy(),
         height=masks.shape[1] // 4,
         width=masks.shape[2] // 4,
