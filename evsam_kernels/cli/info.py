@@ -29,7 +29,7 @@ _GPU_TOOLS = {
 _OPTIONAL_PACKAGES = {
     "triton": "writes GPU kernels",
     "pycocotools": "masks as COCO run lengths",
-    "scipy": "removal of small regions from masks",
+    "scipy": "removal of small regions from masks, estimates of `evsam inspect --model`",
     "matplotlib": "plots",
     "safetensors": "checkpoints in .safetensors",
 }

@@ -166,12 +166,14 @@ def replay(launch: Launch, on: str | Gpu = "a100-40gb") -> Estimate:
             checked, or not one block fits a multiprocessor.
         ReplayError: no path through the machine code agrees with the counts.
         ToolNotFoundError: ptxas or nvdisasm is not installed.
+        ImportError: SciPy is not installed.
     """
     where = gpu(on) if isinstance(on, str) else on
     report = launch.report
     known = constants(where.arch)
     least = bound(report, where).seconds  # Checks the report, too.
-    takes = resources(launch.module, where.arch)[report.kernel]
+    cubin, log = assemble(launch.module, where.arch, kernel=report.kernel, ptx_lines=True)
+    takes = resources(cubin, log=log)[report.kernel]
     threads = math.prod(report.block)
     fits = occupancy(
         where.arch,
@@ -183,7 +185,7 @@ def replay(launch: Launch, on: str | Gpu = "a100-40gb") -> Estimate:
     if fits.blocks == 0:
         raise ValueError(f"no block of {report.kernel} fits a multiprocessor of {where.name}")
 
-    code = disassemble(launch, where.arch)
+    code = disassemble(cubin, report.kernel)
     warps = math.ceil(threads / _LANES)
     counts = _Counts(report, warps)
     blocks = sass.basic_blocks(code)
@@ -212,14 +214,13 @@ def replay(launch: Launch, on: str | Gpu = "a100-40gb") -> Estimate:
     )
 
 
-def disassemble(launch: Launch, arch: int) -> list[Sass]:
-    """The machine code of a launch's kernel, each instruction with the PTX line it comes from."""
-    cubin, _ = assemble(launch.module, arch, ptx_lines=True)
+def disassemble(cubin: bytes, kernel: str) -> list[Sass]:
+    """The machine code of a kernel, each instruction with the line it comes from."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
         listing = toolchain.run("nvdisasm", ["-c", "-g", path])
-    return sass.read(listing, launch.report.kernel)
+    return sass.read(listing, kernel)
 
 
 class _Counts:
@@ -353,36 +354,12 @@ def flow(blocks: Sequence[BasicBlock], known: Equations) -> Flow:
         ]
     )
     target = np.concatenate([_CONSERVED * entered, weight * known.executions, np.zeros(len(edges))])
-    return dict(zip(edges, _non_negative_least_squares(matrix, target).tolist(), strict=True))
-
-
-def _non_negative_least_squares(
-    matrix: npt.NDArray[np.float64], target: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """x >= 0 with least |matrix x - target|: Lawson and Hanson, Solving Least Squares Problems."""
-    smallest = 1e-13 * float(np.abs(matrix.T @ target).max())
-    count = matrix.shape[1]
-    x = np.zeros(count)
-    free = np.zeros(count, dtype=bool)
-    for _ in range(3 * count):
-        gradient = matrix.T @ (target - matrix @ x)
-        candidates = np.where(~free, gradient, -np.inf)
-        best = int(candidates.argmax())
-        if candidates[best] <= smallest:
-            break
-        free[best] = True
-        while True:
-            trial = np.zeros(count)
-            trial[free] = np.linalg.lstsq(matrix[:, free], target, rcond=None)[0]
-            if (trial[free] > 0).all():
-                x = trial
-                break
-            blocking = free & (trial <= 0)
-            step = float((x[blocking] / np.maximum(x[blocking] - trial[blocking], 1e-300)).min())
-            x = x + step * (trial - x)
-            free &= x > 1e-12
-            x[~free] = 0
-    return x
+    try:
+        from scipy.optimize import nnls
+    except ImportError as error:
+        raise ImportError("replay needs SciPy: pip install scipy") from error
+    found, _ = nnls(matrix, target)
+    return dict(zip(edges, found.tolist(), strict=True))
 
 
 def expand(blocks: Sequence[BasicBlock], taken: Flow) -> npt.NDArray[np.uint32]:

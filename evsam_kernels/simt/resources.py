@@ -43,13 +43,18 @@ class Resources:
 
 
 def assemble(
-    module: Module, arch: int | None = None, *, ptx_lines: bool = False
+    module: Module,
+    arch: int | None = None,
+    *,
+    kernel: str | None = None,
+    ptx_lines: bool = False,
 ) -> tuple[bytes, str]:
     """Assemble a module's PTX with ptxas.
 
     Args:
         module: what to assemble.
         arch: compute capability, 90 for sm_90; the one that it was compiled for where None.
+        kernel: the only one to assemble; all where None.
         ptx_lines: whether the machine code's line information names the lines of the PTX, and not
             those of the source that it was compiled from.
 
@@ -67,19 +72,25 @@ def assemble(
         ptx.write_text(text, encoding="utf-8")
         log = toolchain.run(
             "ptxas",
-            ["-v", "-lineinfo", f"-arch={target}", ptx, "-o", cubin],
+            [
+                *("-v", "-lineinfo", f"-arch={target}", ptx, "-o", cubin),
+                *(() if kernel is None else ("--entry", kernel)),
+            ],
             # Triton is released with the assembler that it calls.
             prefer="triton" if isinstance(module, TritonModule) else None,
         )
         return cubin.read_bytes(), log
 
 
-def resources(code: Module | bytes | Path, arch: int | None = None) -> dict[str, Resources]:
+def resources(
+    code: Module | bytes | Path, arch: int | None = None, *, log: str = ""
+) -> dict[str, Resources]:
     """What every kernel of a module, or of a cubin, takes.
 
     Args:
         code: a module, which is assembled; or a cubin, as bytes or as a file.
         arch: compute capability to assemble a module for; its own where None.
+        log: what ptxas reported of a cubin, where that is known.
 
     Returns:
         resources by the kernels' names.
@@ -91,14 +102,13 @@ def resources(code: Module | bytes | Path, arch: int | None = None) -> dict[str,
     """
     if isinstance(code, Module):
         cubin, log = assemble(code, arch)
-        figures = _figures_of_ptxas(log)
     else:
         cubin = code.read_bytes() if isinstance(code, Path) else code
-        figures = None
+    figures = _figures_of_ptxas(log)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        if figures is None:
+        if not figures:
             figures = _figures_of_cuobjdump(toolchain.run("cuobjdump", ["-res-usage", path]))
         listing = toolchain.run("nvdisasm", ["-c", path])
     opcodes = _opcodes(listing)

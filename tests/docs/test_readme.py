@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 import types
 from pathlib import Path
@@ -66,16 +65,6 @@ def test_make_has_the_two_entry_points() -> None:
     for target in ("demo", "test"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     assert "CHECKPOINT" in makefile
-
-
-@pytest.mark.parametrize("document", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
-def test_commands_parse(document: str) -> None:
-    lines = [line for block in blocks(document, "sh") for line in block.splitlines()]
-    commands = [line for line in lines if line.startswith("evsam ")]
-    assert commands
-    for command in commands:
-        _, *arguments = shlex.split(command, comments=True)
-        cli._parser().parse_args(arguments)
 
 
 def test_the_table_of_kernels_is_the_registrys() -> None:
