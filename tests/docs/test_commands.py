@@ -49,7 +49,7 @@ COMMANDS = list(commands())
 
 @pytest.fixture
 def workplace(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with what the command reads; L0 is small, and one case of an operation stands for all."""
+    """A folder with what the command reads; L0 is small, and operations have one case each."""
     small = zoo.Variant(
         # The counts of attention to fewer tokens would say little of a warp.
         image_size=512 if "inspect" in command else 64,
