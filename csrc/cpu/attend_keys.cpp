@@ -48,43 +48,53 @@ __attribute__((noinline)) void weigh_panel(const float* weights, const float* va
   Vec panel[rows][vectors];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) panel[i][v] = zero();
   for (std::int64_t n = 0; n < positions; ++n) {
     Vec columns[vectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) columns[v] = load(values + n * stride + v * lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) {
       const Vec weight = broadcast(weights[i * positions + n]);
-#pragma GCC unroll 4
+#pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v) panel[i][v] = fma(weight, columns[v], panel[i][v]);
     }
   }
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) {
       float* to = sums + i * sums_stride + v * lanes;
       store(to, load(to) + panel[i][v]);
     }
 }
 
-template <int vectors, int rows = panel_rows>
-void weigh_rows(std::int64_t count, const float* weights, const float* values, std::int64_t stride,
-                float* sums, std::int64_t sums_stride) {
-  if (count == rows) return weigh_panel<rows, vectors>(weights, values, stride, sums, sums_stride);
-  if constexpr (rows > 1)
-    weigh_rows<vectors, rows - 1>(count, weights, values, stride, sums, sums_stride);
-}
-
-template <int vectors = at_once>
-void weigh_columns(std::int64_t count, std::int64_t rows, const float* weights, const float* values,
+template <int rows, int vectors>
+void weigh_columns(std::int64_t count, const float* weights, const float* values,
                    std::int64_t stride, float* sums, std::int64_t sums_stride) {
   if (count == vectors)
-    return weigh_rows<vectors>(rows, weights, values, stride, sums, sums_stride);
+    return weigh_panel<rows, vectors>(weights, values, stride, sums, sums_stride);
   if constexpr (vectors > 1)
-    weigh_columns<vectors - 1>(count, rows, weights, values, stride, sums, sums_stride);
+    weigh_columns<rows, vectors - 1>(count, weights, values, stride, sums, sums_stride);
+}
+
+// Splits the columns evenly.
+template <int rows = panel_rows>
+void weigh_rows(std::int64_t count, std::int64_t columns, const float* weights, const float* values,
+                std::int64_t stride, float* sums, std::int64_t sums_stride) {
+  if (count == rows) {
+    constexpr int vectors = vectors_for(rows);
+    const std::int64_t all = columns / lanes, parts = quotient_up(all, vectors);
+    for (std::int64_t part = 0; part < parts; ++part) {
+      const std::int64_t begin = all * part / parts, end = all * (part + 1) / parts;
+      weigh_columns<rows, vectors>(end - begin, weights, values + begin * lanes, stride,
+                                   sums + begin * lanes, sums_stride);
+    }
+    return;
+  }
+  if constexpr (rows > 1)
+    weigh_rows<rows - 1>(count, columns, weights, values, stride, sums, sums_stride);
 }
 
 // sums[rows][columns] += weights[rows][64] values[64][columns], whole vectors of columns.
@@ -93,10 +103,8 @@ void weigh(std::int64_t rows, std::int64_t columns, const float* weights, const 
   const std::int64_t panels = quotient_up(rows, panel_rows);
   for (std::int64_t p = 0; p < panels; ++p) {
     const std::int64_t begin = rows * p / panels, end = rows * (p + 1) / panels;
-    for (std::int64_t column = 0; column < columns; column += at_once * lanes)
-      weigh_columns(least(at_once, (columns - column) / lanes), end - begin,
-                    weights + begin * positions, values + column, stride,
-                    sums + begin * sums_stride + column, sums_stride);
+    weigh_rows(end - begin, columns, weights + begin * positions, values, stride,
+               sums + begin * sums_stride, sums_stride);
   }
 }
 
@@ -122,11 +130,7 @@ void attend(const AttendKeysArgs& args, std::int64_t prompt, std::int64_t begin,
     const std::int64_t place = prompt * tiles + tile;
     const float* basis = args.basis + place * rank * positions;
     const float* scales = rank == 0 ? nullptr : args.scales + place * positions;
-    for (std::int64_t k = 0; k < rank; ++k)
-      for (std::int64_t n = 0; n < positions; ++n)
-        room.transposed[n * columns + k] = basis[k * positions + n];
-    for (std::int64_t n = 0; n < positions; ++n)
-      for (std::int64_t k = rank; k < columns; ++k) room.transposed[n * columns + k] = 0;
+    transpose_positions(rank, basis, columns, room.transposed);
 
     for (std::int64_t head = begin; head < end; ++head) {
       const std::int64_t at = (tile * inner + head * head_dim) * positions;

@@ -30,11 +30,12 @@ constexpr int at_once = 4;
 constexpr int at_once = 2;
 #endif
 
-// The same for panels of few rows, whose sums would wait for one another.
+// The same for panels of few rows, whose sums would otherwise wait for one another: as many as there are
+// registers for sums.
 constexpr int vectors_for(int rows) {
-  constexpr int of_a_row = positions / lanes, in_flight = 8;
-  const int wanted = rows < at_once ? in_flight / rows : at_once;
-  return wanted < at_once ? at_once : wanted < of_a_row ? wanted : of_a_row;
+  constexpr int of_a_row = positions / lanes, registers = 12;
+  const int most_at_once = rows < 1 ? 1 : registers / rows;
+  return most_at_once < at_once ? at_once : most_at_once < of_a_row ? most_at_once : of_a_row;
 }
 
 // c[i][:] += sum over k of a[k][i] b[k][:], for a few vectors of columns; `start` [rows], where it is not
@@ -45,23 +46,23 @@ EVSAM_INLINE void position_sums(std::int64_t inner, const float* a, std::int64_t
   Vec sums[rows][vectors];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v)
       sums[i][v] = start == nullptr ? load(c + i * positions + v * lanes) : broadcast(start[i]);
   for (std::int64_t k = 0; k < inner; ++k, a += a_stride, b += positions) {
     Vec columns[vectors];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) columns[v] = load(b + v * lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) {
       const Vec value = broadcast(a[i]);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v) sums[i][v] = fma(value, columns[v], sums[i][v]);
     }
   }
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) store(c + i * positions + v * lanes, sums[i][v]);
 }
 
@@ -73,9 +74,12 @@ template <int rows>
 __attribute__((noinline)) void position_panel(std::int64_t inner, const float* a,
                                               std::int64_t a_stride, const float* b, float* c,
                                               bool accumulate) {
-  constexpr int vectors = vectors_for(rows);
-  for (std::int64_t at = 0; at < positions; at += vectors * lanes)
-    position_sums<rows, vectors>(inner, a, a_stride, b + at, c + at, accumulate ? nullptr : zeros);
+  constexpr int vectors = vectors_for(rows), rest = positions / lanes % vectors;
+  const float* start = accumulate ? nullptr : zeros;
+  std::int64_t at = 0;
+  for (; at + vectors * lanes <= positions; at += vectors * lanes)
+    position_sums<rows, vectors>(inner, a, a_stride, b + at, c + at, start);
+  if constexpr (rest > 0) position_sums<rows, rest>(inner, a, a_stride, b + at, c + at, start);
 }
 
 template <int rows = panel_rows>
@@ -134,6 +138,38 @@ inline void multiply_packed(std::int64_t rows, std::int64_t inner, const float* 
       packed_panel_of(end - begin, inner, a + begin * inner, b + at, c + begin * positions + at,
                       start == nullptr ? nullptr : start + begin);
     }
+}
+
+// to[n][k] = from[k][n] for k < rows, and 0 for k from there to `columns`, whole vectors.
+inline void transpose_positions(std::int64_t rows, const float* from, std::int64_t columns,
+                                float* to) {
+#if defined(__AVX2__)
+  constexpr int side = 8;
+  for (std::int64_t k = 0; k < columns; k += side)
+    for (std::int64_t n = 0; n < positions; n += side) {
+      __m256 row[side], pair[side], four[side];
+      for (int i = 0; i < side; ++i)
+        row[i] = k + i < rows ? _mm256_loadu_ps(from + (k + i) * positions + n) : _mm256_setzero_ps();
+      for (int i = 0; i < side; i += 2) {
+        pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+        pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+      }
+      for (int i = 0; i < side; i += 4)
+        for (int j = 0; j < 2; ++j) {
+          four[i + 2 * j] = _mm256_shuffle_ps(pair[i + j], pair[i + j + 2], 0x44);
+          four[i + 2 * j + 1] = _mm256_shuffle_ps(pair[i + j], pair[i + j + 2], 0xee);
+        }
+      for (int i = 0; i < side / 2; ++i) {
+        _mm256_storeu_ps(to + (n + i) * columns + k, _mm256_permute2f128_ps(four[i], four[i + 4], 0x20));
+        _mm256_storeu_ps(to + (n + i + 4) * columns + k,
+                         _mm256_permute2f128_ps(four[i], four[i + 4], 0x31));
+      }
+    }
+#else
+  for (std::int64_t n = 0; n < positions; ++n)
+    for (std::int64_t k = 0; k < columns; ++k)
+      to[n * columns + k] = k < rows ? from[k * positions + n] : 0;
+#endif
 }
 
 // to[row][:] = scale[:] * base[row][:] + offset[row][:], where a scale or offset of null is none.
