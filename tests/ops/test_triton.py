@@ -131,6 +131,27 @@ def test_no_part_of_split_attention_is_empty(full_precision):
     assert [launch.report.grid for launch in emulation.launches] == [(4, 32, 1)] * 2
 
 
+@pytest.mark.parametrize(
+    ("settings", "kernels"),
+    [
+        ({"inputs": ((5, 7),), "size": (10, 14)}, "patch"),
+        ({"inputs": ((1, 1), (2, 2), (4, 4)), "size": (4, 4), "channels": 300}, "patch"),
+        ({"inputs": ((3, 2), (6, 4)), "size": (6, 4)}, "patch"),
+        ({"inputs": ((5, 7),), "size": (10, 28)}, "any"),
+        ({"inputs": ((2, 3),), "size": (16, 24)}, "any"),
+        ({"inputs": ((3, 2), *[(4, 4)] * 4), "size": (8, 8)}, "any patch"),
+    ],
+    ids=str,
+)
+def test_resizing_by_patches_and_by_pixels(settings, kernels, full_precision):
+    names = {"patch": "upsample_add_patch_kernel", "any": "upsample_add_kernel"}
+    operands = Case("upsample_add", "sizes", settings).operands(torch.float16)
+    with simt.emulate() as emulation:
+        assert_within_budget("upsample_add", operands, "triton")
+    launched = [launch.report.kernel for launch in emulation.launches]
+    assert launched == [names[kernel] for kernel in kernels.split()]
+
+
 def test_layer_norm_far_from_zero_is_exact():
     x = torch.randn(2, 24, 3, 5) + 2**20
     with simt.emulate():

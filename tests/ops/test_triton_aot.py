@@ -95,7 +95,8 @@ def other_calls(dtype: torch.dtype) -> list[Callable[[], object]]:
     return [
         _operands("mbconv", dtype, channels=(16, 64, 16), size=(8, 8)),
         _operands("layer_norm_2d", dtype, channels=256, size=(8, 8)),
-        _operands("upsample_add", dtype, channels=64, inputs=((4, 4), (8, 8)), size=(8, 8)),
+        _operands("upsample_add", dtype, channels=64, inputs=((4, 4), (8, 8), (16, 16))),
+        _operands("upsample_add", dtype, channels=64, inputs=((4, 4), (7, 9), (16, 16))),
         _operands("relu_linear_attention", dtype, heads=1, head_dim=32, size=(40, 32)),
     ]
 

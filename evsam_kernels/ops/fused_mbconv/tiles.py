@@ -21,11 +21,15 @@ OTHER_HALF_TILES = (
 NARROW = 128
 """Output channels whose sums a block has registers for beside those of expanded channels."""
 
-_WIDE_TILE = Tile(128, 128, 32, 8, 3)
-"""The one for more output channels on GPUs whose assembler spills registers of the small one."""
+WIDE_COLUMNS = 32
+"""Output channels at once where there are more: few, as the expanded ones take up registers."""
 
-_MEDIUM, _LARGE = 96 << 10, 160 << 10
-"""Bytes of shared memory that `_WIDE_TILE` needs, and larger tiles for no more output channels."""
+_WIDE_TILE = Tile(128, 128, 32, 4, 3)
+"""The one for more output channels, but where the assembler spills registers of it."""
+
+_MEDIUM, _LARGE, _HUGE = 96 << 10, 160 << 10, 200 << 10
+"""Bytes of shared memory of GPUs that `_WIDE_TILE` fits, those that larger tiles for no more output
+channels fit as well, and those whose products take operands from there (sm_90)."""
 
 
 def tile_of(
@@ -41,7 +45,7 @@ def tile_of(
     if out_channels > NARROW:
         if mid_channels > 2 * SMALL_TILE.bn:
             return None
-        return _WIDE_TILE if _MEDIUM <= limits.shared < _LARGE else SMALL_TILE
+        return _WIDE_TILE if _MEDIUM <= limits.shared < _HUGE else SMALL_TILE
     if out_channels > 64:
         return Tile(128, 128, 32, 8, 3) if mid_channels > 64 else SMALL_TILE
     if mid_channels > 256:

@@ -28,7 +28,7 @@ from evsam_kernels.ops.conv_act.triton import (
     power_below,
     taps_inside,
 )
-from evsam_kernels.ops.fused_mbconv.tiles import NARROW, candidates, tile_of
+from evsam_kernels.ops.fused_mbconv.tiles import NARROW, WIDE_COLUMNS, candidates, tile_of
 from evsam_kernels.ops.gpu import limits
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
 from evsam_kernels.ops.tiling import Layer, Tile, choose
@@ -103,11 +103,12 @@ def expand(
             a = tl.load(x_at + moved, mask=in_map[:, None] & in_step[None, :], other=0.0)
             b = tl.load(b_at, mask=in_step[:, None] & in_mid[None, :], other=0.0)
         part, total = add_product(a, b, part, total, k, PRECISION)
-    total += part
+    if PRECISION == "ieee" and weight.dtype.element_ty == tl.float32:
+        part += total  # Elsewhere zero, which the compiler would add all the same.
     if bias is not None:
         offset = tl.load(bias + mid, mask=in_mid, other=0.0)
-        total = plus(total, offset.to(tl.float32)[None, :])
-    return activate(total, ACTIVATION)
+        part = plus(part, offset.to(tl.float32)[None, :])
+    return activate(part, ACTIVATION)
 
 
 @triton.jit
@@ -335,7 +336,7 @@ def fused_mbconv(
             PRECISION=conv_precision(),
             BM=tile.bm,
             BF=tile.bn,
-            BN=NARROW if wide else max(16, triton.next_power_of_2(out_channels)),
+            BN=WIDE_COLUMNS if wide else max(16, triton.next_power_of_2(out_channels)),
             BK=tile.bk,
             STAGES=tile.stages,
             num_warps=tile.warps,
