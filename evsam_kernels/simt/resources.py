@@ -116,6 +116,23 @@ def resources(code: Module | bytes | Path, arch: int | None = None) -> dict[str,
     }
 
 
+_ENTRY = re.compile(r"\s*(?:\.\w+\s+)?\.entry\s+([\w$]+)")
+
+
+def alone(module: Module, kernel: str) -> Module:
+    """The module without its other kernels, each line where it was: the tools take less time."""
+    if len(module.kernels) == 1:
+        return module
+    lines, inside = [], kernel
+    for line in module.ptx.splitlines():
+        if entry := _ENTRY.match(line):
+            inside = entry[1]
+        lines.append(line if inside == kernel else "")
+        if line.startswith("}"):
+            inside = kernel
+    return Module("\n".join([*lines, ""]), sources=module.sources)
+
+
 def _with_own_lines(module: Module) -> str:
     """The PTX with line information that names its own lines."""
     lines = {
