@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench import acceptance, decoder, encoder, everything, ops, tiles
+from bench import acceptance, choice, decoder, encoder, everything, ops, tiles
 from evsam_kernels.cli.errors import CommandError
 
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m bench", description="Benchmarks of evsam-kernels, run from a checkout."
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (ops, encoder, decoder, everything, acceptance, tiles):
+    for command in (ops, encoder, decoder, everything, acceptance, tiles, choice):
         command.add_parser(subparsers)
     arguments = parser.parse_args(argv)
     arguments.argv = list(sys.argv[1:] if argv is None else argv)

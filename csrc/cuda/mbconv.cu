@@ -6,6 +6,8 @@
 // with the channels' weights; its result, activated, goes to shared memory with zeros around the
 // map, where warps slide the stencil along it, two channels to a lane.
 
+#include <type_traits>
+
 #include "activation.cuh"
 #include "primitives.cuh"
 
@@ -129,7 +131,7 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
                           static_cast<long long>(first_channel) * channels;
   // Rows that a thread copies are so far apart that their chunks are swizzled alike.
   constexpr int kApart = kThreads / kStageChunks;
-  static_assert(kApart % 16 == 0 && kRows % kApart == 0);
+  static_assert(kApart % 16 == 0 && kRows % kApart == 0 && kBlockChannels % kApart == 0);
   constexpr int kCopies = kRows / kApart;
   const int own_row = threadIdx.x / kStageChunks, own_chunk = threadIdx.x % kStageChunks;
   // Line and column of a row: a product with 20 bits of the width's reciprocal is exact for less
@@ -146,24 +148,27 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
     if (own_chunk == 0) expanded_places[row] = row == pixel ? place * (kPixel / 2) : -1;
   }
   unsigned char* const own_place = memory + 16 * swizzled<kStageChunks>(own_row, own_chunk);
-  const auto load_stage = [&](int step) {
-    unsigned char* const to = own_place + step % kStages * kStageBytes;
-    const int term = step * kStageTerms + own_chunk * kChunk<T>;
+  // Of the stage that is loaded next: one addition from here is cheaper than an index's two.
+  int term = own_chunk * kChunk<T>;
+  const T* x_at = x + term;
+  const T* weight_at = weight + term + own_row * channels;
+  // A thread's copies of a stage, each by itself.
+  constexpr int kPieces = kCopies + kBlockChannels / kApart;
+  const auto load = [&](int step, int piece) {
+    unsigned char* const to =
+        own_place + step % kStages * kStageBytes + 16 * kStageChunks * kApart * piece;
     const bool inside = term < channels;
-    const T* const x_at = x + (inside ? term : 0);
-    const T* const weight_at = weight + (inside ? term : 0);
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      copy_async(to + 16 * kStageChunks * kApart * i, x_at + places[i], inside);
+    if (piece < kCopies) {
+      copy_async(to, x_at + places[piece], inside);
+    } else {
+      const int first = (piece - kCopies) * kApart;
+      const bool there = inside && first + own_row < mid_channels - first_channel;
+      copy_async(to, weight_at + first * channels, there);
     }
-#pragma unroll
-    for (int first = 0; first < kBlockChannels; first += kApart) {
-      const int row = first + own_row;
-      if (kBlockChannels % kApart != 0 && row >= kBlockChannels) break;
-      const bool there = inside && row < mid_channels - first_channel;
-      copy_async(to + 16 * kStageChunks * (kRows + first), weight_at + (there ? row * channels : 0),
-                 there);
-    }
+  };
+  const auto commit_stage = [&] {
+    commit_copies();
+    term += kStageTerms, x_at += kStageTerms, weight_at += kStageTerms;
   };
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -174,32 +179,39 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
   const int steps = (channels + kStageTerms - 1) / kStageTerms;
 #pragma unroll
   for (int step = 0; step < kStages - 1; ++step) {
-    if (step < steps) load_stage(step);
-    commit_copies();
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      if (step < steps) load(step, piece);
+    }
+    commit_stage();
   }
-  for (int step = 0; step < steps; ++step) {
+  // With `more`, copies go into the stage that all have left behind: between products, as these
+  // leave time to issue them.
+  const auto add_products = [&](int step, auto more) {
+    const int next = step + kStages - 1;
     wait_for_copies<kStages - 2>();
     __syncthreads();
-    // Into the stage that all have left behind.
-    if (step + kStages - 1 < steps) load_stage(step + kStages - 1);
-    commit_copies();
     const unsigned char* const stage = memory + step % kStages * kStageBytes;
     const unsigned char* const a_rows = stage + 16 * kStageChunks * 16 * kTiles * warp;
     const unsigned char* const b_rows = stage + 16 * kStageChunks * kRows;
     if constexpr (float32 == Float32::exact) {
       // TF32 would lose what is near the smallest numbers, even as sums of several.
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece) {
+        if constexpr (decltype(more)::value) load(next, piece);
+      }
 #pragma unroll 1
       for (int chunk = 0; chunk < kStageChunks; ++chunk) {
-        const auto load = [&](const unsigned char* rows, int row) {
+        const auto chunk_of = [&](const unsigned char* rows, int row) {
           return *reinterpret_cast<const float4*>(rows + 16 * swizzled<kStageChunks>(row, chunk));
         };
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
-          const float4 a[2] = {load(a_rows, 16 * i + lane / 4),
-                               load(a_rows, 16 * i + lane / 4 + 8)};
+          const float4 a[2] = {chunk_of(a_rows, 16 * i + lane / 4),
+                               chunk_of(a_rows, 16 * i + lane / 4 + 8)};
 #pragma unroll
           for (int j = 0; j < kBlockChannels / 4; ++j) {
-            const float4 b = load(b_rows, j / 2 * 8 + lane % 4 * 2 + j % 2);
+            const float4 b = chunk_of(b_rows, j / 2 * 8 + lane % 4 * 2 + j % 2);
 #pragma unroll
             for (int lower = 0; lower < 2; ++lower) {
               float& sum = sums[i][j / 2][2 * lower + j % 2];
@@ -226,6 +238,14 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
         }
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
+          if constexpr (decltype(more)::value) {
+            constexpr int kTurns = kStageChunks / 2 * kTiles, kAtOnce = (kPieces - 1) / kTurns + 1;
+            const int first = (part * kTiles + i) * kAtOnce;
+#pragma unroll
+            for (int piece = first; piece < min(first + kAtOnce, kPieces); ++piece) {
+              load(next, piece);
+            }
+          }
           uint32_t a[4];
           load_matrices(a, a_rows + a_at + 16 * kStageChunks * 16 * i);
 #pragma unroll
@@ -233,7 +253,11 @@ __device__ __forceinline__ void expand_depthwise(const Arguments& given) {
         }
       }
     }
-  }
+    commit_stage();
+  };
+  const int before_last = max(steps - (kStages - 1), 0);
+  for (int step = 0; step < before_last; ++step) add_products(step, std::true_type());
+  for (int step = before_last; step < steps; ++step) add_products(step, std::false_type());
   wait_for_copies<0>();
   __syncthreads();
 

@@ -64,7 +64,12 @@ __device__ __forceinline__ float power_below(const float* largest) {
   return largest == nullptr ? 1.0f : exp2f(-ceilf(fmaxf(log2f(*largest / 32768.0f), 0.0f)));
 }
 
-__device__ __forceinline__ float relu(float x) { return x < 0 ? 0.0f : x; }  // Keeps a NaN.
+// Keeps a NaN.
+__device__ __forceinline__ float relu(float x) {
+  float result;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
+  return result;
+}
 
 template <typename T, int D, Float32 float32>
 struct Attention {
@@ -238,8 +243,15 @@ struct Attention {
       } else {
 #pragma unroll
         for (int i = 0; i < kWindow; ++i) filtered[i] = {0, 0, 0, 0};
-        // The compiler knows the models' own size.
-        kernel == 5 ? slide<5>(filtered, at, taps) : slide<0>(filtered, at, taps);
+        // The compiler knows the models' own sizes, as far as registers suffice: bfloat16's do not
+        // for both on sm_86.
+        if (kernel == 5) {
+          slide<5>(filtered, at, taps);
+        } else if (!__is_same(T, bfloat16) && kernel == 3) {
+          slide<3>(filtered, at, taps);
+        } else {
+          slide<0>(filtered, at, taps);
+        }
 #pragma unroll
         for (int i = 0; i < kWindow; ++i) {
           const float4 value = scaled(filtered[i], bias);

@@ -31,6 +31,7 @@ from evsam_kernels.simt.replay import constants
 
 DTYPES = ("float16", "bfloat16", "float32")
 _PIPED_WIDTH = 200
+_ALIGNMENT = 512
 
 _TENSOR_RATES = {
     torch.float16: "tensor f16",
@@ -134,6 +135,10 @@ class LaunchRow:
         bound_seconds, bound_by: it takes no less.
         estimate_seconds: uncalibrated.
         doubtful: kinds of instructions that the estimate has more or less of than were counted.
+        sectors, ideal_sectors: of global and local memory that requests touch, and that would hold
+            the bytes.
+        wavefronts, ideal_wavefronts: of shared memory, and without bank conflicts.
+        moved: bytes of global memory that have to move even if caches are perfect.
     """
 
     kernel: str
@@ -147,6 +152,11 @@ class LaunchRow:
     bound_by: str
     estimate_seconds: float
     doubtful: tuple[str, ...]
+    sectors: float
+    ideal_sectors: float
+    wavefronts: float
+    ideal_wavefronts: float
+    moved: float
 
 
 @dataclass(frozen=True)
@@ -224,8 +234,14 @@ def _to_meta(argument: Any) -> Any:
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A dense NHWC map of zeros, which takes memory only where it is used."""
-    flat = torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype)
+    """A dense NHWC map of zeros, which takes memory only where it is used.
+
+    It begins as aligned as PyTorch's allocator for GPUs has maps begin: sectors depend on that.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    flat = torch.from_numpy(memory[first : first + size]).view(dtype)
     return flat.as_strided(shape, channels_last_strides(shape))
 
 
@@ -255,13 +271,14 @@ def record(name: str, *, batch: int, dtype: torch.dtype, arch: int) -> list[list
     return list(alike.values())
 
 
-def count(alike: Sequence[Call], *, gpu: simt.Gpu, sample: int) -> Layer:
+def count(alike: Sequence[Call], *, gpu: simt.Gpu, sample: int, backend: str = AUTO) -> Layer:
     """Run a sample of what one of equal calls launches, bound and estimate it.
 
     Args:
         alike: the calls.
         gpu: to bound and estimate for.
         sample: blocks of each launch that are run to count.
+        backend: that runs them.
 
     Raises:
         simt.FaultError: a launch is at fault.
@@ -269,32 +286,47 @@ def count(alike: Sequence[Call], *, gpu: simt.Gpu, sample: int) -> Layer:
         ValueError: a rate or a latency of the GPU is not published.
     """
     first = alike[0]
-    with simt.emulate(gpu.arch, sample=sample, auto=True) as emulation, torch.inference_mode():
-        first.call(*first.arguments, AUTO)
     return Layer(
         tuple(call.path for call in alike),
         first.operation,
         first.shapes,
         first.ideal(gpu),
-        tuple(_row(launch, gpu) for launch in emulation.launches),
+        launches(lambda: first.call(*first.arguments, backend), gpu=gpu, sample=sample),
     )
+
+
+def launches(run: Callable[[], object], *, gpu: simt.Gpu, sample: int) -> tuple[LaunchRow, ...]:
+    """What is launched while `run` is called; see `count` for the rest."""
+    with simt.emulate(gpu.arch, sample=sample, auto=True) as emulation, torch.inference_mode():
+        run()
+    return tuple(_row(launch, gpu) for launch in emulation.launches)
 
 
 def _row(launch: simt.Launch, gpu: simt.Gpu) -> LaunchRow:
     report = launch.report
     bound, estimate = simt.bound(report, gpu), simt.replay(launch, gpu)
+    scale = math.prod(report.grid) / len(report.blocks_run)
+    sectors, ideal_sectors, wavefronts, ideal_wavefronts = (
+        scale * float(report.counters[name].sum())
+        for name in ("sectors", "ideal_sectors", "wavefronts", "ideal_wavefronts")
+    )
     return LaunchRow(
-        report.kernel,
-        report.grid,
-        math.prod(report.block),
-        report.shared,
-        estimate.resources.registers,
-        max(estimate.resources.spill_stores or 0, estimate.resources.spill_loads or 0),
-        estimate.occupancy.blocks,
-        bound.seconds,
-        bound.binding.limit if bound.binding else "",
-        estimate.seconds,
-        estimate.disagreeing,
+        kernel=report.kernel,
+        grid=report.grid,
+        block=math.prod(report.block),
+        shared=report.shared,
+        registers=estimate.resources.registers,
+        spilled=max(estimate.resources.spill_stores or 0, estimate.resources.spill_loads or 0),
+        blocks_at_once=estimate.occupancy.blocks,
+        bound_seconds=bound.seconds,
+        bound_by=bound.binding.limit if bound.binding else "",
+        estimate_seconds=estimate.seconds,
+        doubtful=estimate.disagreeing,
+        sectors=sectors,
+        ideal_sectors=ideal_sectors,
+        wavefronts=wavefronts,
+        ideal_wavefronts=ideal_wavefronts,
+        moved=bound.work.amounts.get("DRAM", 0.0),
     )
 
 

@@ -202,7 +202,7 @@ class FoldedMBConv(FoldedBlock):
 
     @property
     def layer(self) -> Layer:
-        return Layer(self.expand_weight.shape[1], self.stride)
+        return Layer.of_mbconv(self.expand_weight, self.depth_weight, self.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._enter(x)
@@ -259,7 +259,7 @@ class FoldedLiteMLA(FoldedBlock):
 
     @property
     def layer(self) -> Layer:
-        return Layer(self.qkv_weight.shape[1])
+        return Layer.of_attention(self.qkv_weight, list(self.depth_weights))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._enter(x)

@@ -1,56 +1,95 @@
 """Which of the two backends for GPUs suits a layer: read from the table in choice.json.
 
-The table has the layers that CUDA kernels are better at; Triton takes all others. It is made from
-bounds and replay estimates of both, which docs/cuda.md lists, so from counts and not from times.
+`python -m bench choice` makes the table, of every layer of some models, by replay estimates of both
+backends: from counts, not from times. A layer that is not in it is taken for the nearest that is.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 _TABLE = Path(__file__).parent / "choice.json"
 
 
 class Layer(NamedTuple):
-    """What the choice of a backend depends on.
+    """What the choice of a backend depends on, as far as weights tell.
 
     Attributes:
         channels: of the input.
-        stride: 1 where the operation has none.
+        inside: channels that the first 1x1 convolution makes of them.
+        kernel, stride: of the depthwise convolution, the largest of several.
     """
 
     channels: int
-    stride: int = 1
+    inside: int
+    kernel: int
+    stride: int
+
+    @classmethod
+    def of_mbconv(cls, expand_weight: Tensor, depth_weight: Tensor, stride: int) -> Layer:
+        """The layer of a call of `mbconv`."""
+        inside, channels = expand_weight.shape[:2]
+        return cls(channels, inside, depth_weight.shape[-1], stride)
+
+    @classmethod
+    def of_attention(cls, qkv_weight: Tensor, depth_weights: Sequence[Tensor]) -> Layer:
+        """The layer of a call of `multi_scale_attention`."""
+        inside, channels = qkv_weight.shape[:2]
+        return cls(channels, inside, max((w.shape[-1] for w in depth_weights), default=1), 1)
 
 
-class Rule(NamedTuple):
-    """Layers of an operation that CUDA kernels are better at.
+def layer_of(op: str, operands: Mapping[str, Any]) -> Layer | None:
+    """The layer of a call, by the names of its operands; None where there is nothing to choose."""
+    if op == "mbconv":
+        return Layer.of_mbconv(
+            operands["expand_weight"], operands["depth_weight"], operands["stride"]
+        )
+    if op == "multi_scale_attention":
+        return Layer.of_attention(operands["qkv_weight"], operands["depth_weights"])
+    return None
+
+
+class Row(NamedTuple):
+    """A layer of the table.
 
     Attributes:
-        least_channels, most_channels: of the input.
-        strides: that it holds for.
+        op: name of the operation.
+        layer: which.
+        backend: that takes it, "cuda" or "triton".
+        cuda_us, triton_us: what the replay estimates for each, in microseconds, uncalibrated.
+        unfused_us: the same of one convolution after the other.
     """
 
-    least_channels: int
-    most_channels: int
-    strides: list[int]
-
-    def holds(self, layer: Layer) -> bool:
-        """Whether the layer is one of them."""
-        fits = self.least_channels <= layer.channels <= self.most_channels
-        return fits and layer.stride in self.strides
+    op: str
+    layer: Layer
+    backend: str
+    cuda_us: float
+    triton_us: float
+    unfused_us: float
 
 
 @functools.cache
-def rules(op: str) -> tuple[Rule, ...]:
-    """What the table says of an operation."""
+def rows() -> tuple[Row, ...]:
+    """The table."""
     table = json.loads(_TABLE.read_text(encoding="utf-8"))
-    return tuple(Rule(**rule) for rule in table["cuda"].get(op, ()))
+    return tuple(Row(**{**row, "layer": Layer(**row["layer"])}) for row in table["layers"])
 
 
 def prefers_cuda(op: str, layer: Layer) -> bool:
     """Whether CUDA kernels are better at a layer than Triton's."""
-    return any(rule.holds(layer) for rule in rules(op))
+
+    def distance(row: Row) -> tuple[bool, bool, int]:
+        return (
+            row.layer.stride != layer.stride,
+            row.layer.kernel != layer.kernel,
+            abs(row.layer.channels - layer.channels) + abs(row.layer.inside - layer.inside),
+        )
+
+    nearest = min((row for row in rows() if row.op == op), key=distance, default=None)
+    return nearest is not None and nearest.backend == "cuda"

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from evsam_kernels import backends
-from evsam_kernels.ops import self_check
-from evsam_kernels.ops.choice import Layer, prefers_cuda
+from evsam_kernels.ops import choice, self_check
+from evsam_kernels.ops.choice import Layer
 from evsam_kernels.ops.layout import accumulation_dtype, channels_last, empty_channels_last
 from evsam_kernels.simt import emulation
 
@@ -74,7 +74,7 @@ def chosen_backend(
     """
     if backend == backends.AUTO:
         order = backends.auto_order(device_type)
-        if "cuda" in order and layer is not None and prefers_cuda(op, layer):
+        if "cuda" in order and layer is not None and choice.prefers_cuda(op, layer):
             order = ("cuda", *order)
         name = next(name for name in order if has_kernel(op, name, dtype))
         return "reference" if self_check.is_broken(op, name, dtype) else name
@@ -214,11 +214,9 @@ def _gradients(
 _operand_names: dict[str, list[str]] = {}
 
 
-def layer_of(op: str, operands: Sequence[Any]) -> Layer:
+def layer_of(op: str, operands: Sequence[Any]) -> Layer | None:
     """What "auto" on a GPU chooses a backend by, of a call of `op`."""
-    names = _operand_names[op]
-    stride = operands[names.index("stride")] if "stride" in names else 1
-    return Layer(tensors_of(operands)[0].shape[1], stride)
+    return choice.layer_of(op, dict(zip(_operand_names[op], operands, strict=True)))
 
 
 def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence[int]]) -> Kernel:

@@ -16,6 +16,7 @@ fitted, so that it is good for ranking kernels on one GPU and not for times.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import tempfile
@@ -33,7 +34,7 @@ from evsam_kernels.simt import sass, toolchain
 from evsam_kernels.simt.bounds import bound
 from evsam_kernels.simt.emulation import Launch
 from evsam_kernels.simt.gpus import Gpu, gpu
-from evsam_kernels.simt.module import executor
+from evsam_kernels.simt.module import Module, executor
 from evsam_kernels.simt.occupancy import Occupancy, occupancy
 from evsam_kernels.simt.report import Report
 from evsam_kernels.simt.resources import Resources, assemble, resources
@@ -172,8 +173,7 @@ def replay(launch: Launch, on: str | Gpu = "a100-40gb") -> Estimate:
     report = launch.report
     known = constants(where.arch)
     least = bound(report, where).seconds  # Checks the report, too.
-    cubin, log = assemble(launch.module, where.arch, kernel=report.kernel, ptx_lines=True)
-    takes = resources(cubin, log=log)[report.kernel]
+    takes, code = machine_code(launch.module, report.kernel, where.arch)
     threads = math.prod(report.block)
     fits = occupancy(
         where.arch,
@@ -185,7 +185,6 @@ def replay(launch: Launch, on: str | Gpu = "a100-40gb") -> Estimate:
     if fits.blocks == 0:
         raise ValueError(f"no block of {report.kernel} fits a multiprocessor of {where.name}")
 
-    code = disassemble(cubin, report.kernel)
     warps = math.ceil(threads / _LANES)
     counts = _Counts(report, warps)
     blocks = sass.basic_blocks(code)
@@ -214,13 +213,18 @@ def replay(launch: Launch, on: str | Gpu = "a100-40gb") -> Estimate:
     )
 
 
-def disassemble(cubin: bytes, kernel: str) -> list[Sass]:
-    """The machine code of a kernel, each instruction with the line it comes from."""
+@functools.lru_cache(maxsize=32)
+def machine_code(module: Module, kernel: str, arch: int) -> tuple[Resources, tuple[Sass, ...]]:
+    """What a kernel takes, and its instructions, each with the PTX line it comes from.
+
+    Kept, as models launch few kernels many times.
+    """
+    cubin, log = assemble(module, arch, kernel=kernel, ptx_lines=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
         listing = toolchain.run("nvdisasm", ["-c", "-g", path])
-    return sass.read(listing, kernel)
+    return resources(cubin, log=log)[kernel], tuple(sass.read(listing, kernel))
 
 
 class _Counts:

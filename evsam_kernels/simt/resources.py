@@ -68,7 +68,7 @@ def assemble(
     target = module.target if arch is None else f"sm_{arch}"
     with tempfile.TemporaryDirectory() as folder:
         ptx, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        text = _with_own_lines(module) if ptx_lines else module.ptx
+        text = _with_own_lines(module, kernel) if ptx_lines else module.ptx
         ptx.write_text(text, encoding="utf-8")
         log = toolchain.run(
             "ptxas",
@@ -126,12 +126,13 @@ def resources(
     }
 
 
-def _with_own_lines(module: Module) -> str:
-    """The PTX with line information that names its own lines."""
+def _with_own_lines(module: Module, kernel: str | None) -> str:
+    """The PTX with line information that names its own lines, for a kernel or all."""
     lines = {
         instruction.ptx_line
-        for kernel in module.kernels
-        for instruction in module.instructions(kernel.name)
+        for each in module.kernels
+        if kernel in (None, each.name)
+        for instruction in module.instructions(each.name)
     }
     text = []
     for number, line in enumerate(module.ptx.splitlines(), 1):

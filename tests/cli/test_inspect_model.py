@@ -81,10 +81,15 @@ def test_the_ideal_is_the_larger_of_tensor_work_and_bytes() -> None:
 
 
 def test_layers_count_as_often_as_they_are_called() -> None:
-    row = inspect_model.LaunchRow("k", (1, 1, 1), 32, 0, 10, 0, 1, 2e-3, "DRAM", 4e-3, ())
+    row = inspect_model.LaunchRow("k", (1, 1, 1), 32, 0, 10, 0, 1, 2e-3, "DRAM", 4e-3, (), *[0] * 5)
     layers = [Layer(("a", "b"), "conv_act", "", 1e-3, (row,)), Layer(("c",), "", "", 1e-3, (row,))]
     rates = images_per_second(layers, 12)
     assert rates == pytest.approx({"ideal": 4000, "bound": 2000, "estimate": 1000})
+
+
+def test_maps_begin_where_a_gpus_would() -> None:
+    for shape in ((1, 3, 5, 7), (2, 64, 100, 100), (16, 128, 64, 64)):
+        assert inspect_model.zeros(shape, torch.float16).data_ptr() % 512 == 0
 
 
 class Tiny(nn.Module):
@@ -135,6 +140,11 @@ def test_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert launch["registers"] > 0
         assert launch["doubtful"] == []
         assert launch["blocks_at_once"] > 0
+        # All of the grid, not the sample: a map, at least, is written.
+        batch, channels, height, width = map(int, layer["shapes"].split(" -> ")[1].split("x"))
+        assert launch["moved"] > 2 * batch * channels * height * width
+        assert launch["sectors"] >= launch["ideal_sectors"] >= launch["moved"] / 32
+        assert launch["wavefronts"] >= launch["ideal_wavefronts"] > 0
     total = stem["bound_seconds"] + 2 * alike["bound_seconds"]
     assert report["images_per_second"]["bound"] == pytest.approx(2 / total)
 

@@ -154,7 +154,7 @@ MUTATIONS = {
         "    }\n  }\n\n  const int channel",
     ),
     "weights beyond the last channel are read": (
-        "inside && row < mid_channels - first_channel;",
+        "inside && first + own_row < mid_channels - first_channel;",
         "inside;",
     ),
     "there are no zeros around the map": (

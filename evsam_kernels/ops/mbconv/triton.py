@@ -42,6 +42,7 @@ def largest_kernel(
     channels,  # C
     mid_channels,  # F
     TAPS: tl.constexpr,
+    PADDED_TAPS: tl.constexpr,  # at least TAPS
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -66,11 +67,15 @@ def largest_kernel(
             )
             sums += tl.sum(tl.abs(weight.to(tl.float32)), axis=1)
         _keep_larger(largest + 1, tl.max(sums))
-        sums = tl.zeros((ROWS,), tl.float32)
-        for tap in tl.static_range(TAPS):
-            weight = tl.load(depth_weight + row * TAPS + tap, mask=in_row, other=0.0)
-            sums += tl.abs(weight.to(tl.float32))
-        _keep_larger(largest + 3, tl.max(sums))
+        if depth_weight is not None:
+            tap = tl.arange(0, PADDED_TAPS)
+            weight = tl.load(
+                depth_weight + row[:, None] * TAPS + tap[None, :],
+                mask=in_row[:, None] & (tap < TAPS)[None, :],
+                other=0.0,
+            )
+            sums = tl.sum(tl.abs(weight.to(tl.float32)), axis=1)
+            _keep_larger(largest + 3, tl.max(sums))
         if expand_bias is not None:
             bias = tl.load(expand_bias + row, mask=in_row, other=0.0).to(tl.float32)
             _keep_larger(largest + 2, tl.max(tl.abs(bias)))
@@ -93,6 +98,7 @@ def largest_values(
     found = torch.zeros(5, dtype=torch.int32, device=x.device)
     mid_channels, channels = expand_weight.shape[:2]
     blocks = triton.cdiv(x.numel(), _BLOCK) + triton.cdiv(mid_channels, _ROWS)
+    taps = 0 if depth_weight is None else depth_weight.shape[-1] ** 2
     largest_kernel[(blocks,)](
         channels_last(x),
         expand_weight.contiguous(),
@@ -103,7 +109,8 @@ def largest_values(
         x.numel(),
         channels,
         mid_channels,
-        TAPS=0 if depth_weight is None else depth_weight.shape[-1] ** 2,
+        TAPS=taps,
+        PADDED_TAPS=max(1, triton.next_power_of_2(taps)),
         BLOCK=_BLOCK,
         ROWS=_ROWS,
         COLUMNS=min(max(16, triton.next_power_of_2(channels)), 128),
