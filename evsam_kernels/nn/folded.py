@@ -259,7 +259,7 @@ class FoldedLiteMLA(FoldedBlock):
 
     @property
     def layer(self) -> Layer:
-        return Layer.of_attention(self.qkv_weight, list(self.depth_weights))
+        return Layer.of_attention(self.qkv_weight, list(self.depth_weights), self.head_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._enter(x)

@@ -1,7 +1,8 @@
 """Which of the two backends for GPUs suits a layer: read from the table in choice.json.
 
 `python -m bench choice` makes the table, of every layer of some models, by replay estimates of both
-backends: from counts, not from times. A layer that is not in it is taken for the nearest that is.
+backends: from counts, not from times. A layer that is not in it is taken for the nearest of those
+with the same stencil and heads; where there is none, Triton's kernels take it, which take all.
 """
 
 from __future__ import annotations
@@ -24,24 +25,29 @@ class Layer(NamedTuple):
         channels: of the input.
         inside: channels that the first 1x1 convolution makes of them.
         kernel, stride: of the depthwise convolution, the largest of several.
+        head_dim: channels of a head of attention; 0 where there is none.
     """
 
     channels: int
     inside: int
     kernel: int
     stride: int
+    head_dim: int
 
     @classmethod
     def of_mbconv(cls, expand_weight: Tensor, depth_weight: Tensor, stride: int) -> Layer:
         """The layer of a call of `mbconv`."""
         inside, channels = expand_weight.shape[:2]
-        return cls(channels, inside, depth_weight.shape[-1], stride)
+        return cls(channels, inside, depth_weight.shape[-1], stride, 0)
 
     @classmethod
-    def of_attention(cls, qkv_weight: Tensor, depth_weights: Sequence[Tensor]) -> Layer:
+    def of_attention(
+        cls, qkv_weight: Tensor, depth_weights: Sequence[Tensor], head_dim: int
+    ) -> Layer:
         """The layer of a call of `multi_scale_attention`."""
         inside, channels = qkv_weight.shape[:2]
-        return cls(channels, inside, max((w.shape[-1] for w in depth_weights), default=1), 1)
+        kernel = max((weight.shape[-1] for weight in depth_weights), default=1)
+        return cls(channels, inside, kernel, 1, head_dim)
 
 
 def layer_of(op: str, operands: Mapping[str, Any]) -> Layer | None:
@@ -51,7 +57,9 @@ def layer_of(op: str, operands: Mapping[str, Any]) -> Layer | None:
             operands["expand_weight"], operands["depth_weight"], operands["stride"]
         )
     if op == "multi_scale_attention":
-        return Layer.of_attention(operands["qkv_weight"], operands["depth_weights"])
+        return Layer.of_attention(
+            operands["qkv_weight"], operands["depth_weights"], operands["head_dim"]
+        )
     return None
 
 
@@ -84,12 +92,9 @@ def rows() -> tuple[Row, ...]:
 def prefers_cuda(op: str, layer: Layer) -> bool:
     """Whether CUDA kernels are better at a layer than Triton's."""
 
-    def distance(row: Row) -> tuple[bool, bool, int]:
-        return (
-            row.layer.stride != layer.stride,
-            row.layer.kernel != layer.kernel,
-            abs(row.layer.channels - layer.channels) + abs(row.layer.inside - layer.inside),
-        )
+    def distance(row: Row) -> int:
+        return abs(row.layer.channels - layer.channels) + abs(row.layer.inside - layer.inside)
 
-    nearest = min((row for row in rows() if row.op == op), key=distance, default=None)
+    alike = (row for row in rows() if row.op == op and row.layer[2:] == layer[2:])
+    nearest = min(alike, key=distance, default=None)
     return nearest is not None and nearest.backend == "cuda"

@@ -82,7 +82,7 @@ def test_a_layer_is_counted_in_every_way() -> None:
         assert (way.spilled, way.copied, way.within) == (0, 0, None)
         assert way.wavefronts >= 1 and way.sectors >= 1
     row = found.row
-    assert (row.op, row.layer) == ("mbconv", (16, 64, 3, 1))
+    assert (row.op, row.layer) == ("mbconv", (16, 64, 3, 1, 0))
     assert row.backend == ("cuda" if row.cuda_us <= row.triton_us else "triton")
     assert row.unfused_us == pytest.approx(1e6 * found.ways["unfused"].estimate, abs=0.1)
 
@@ -126,7 +126,7 @@ def test_the_table_is_printed_and_written(tmp_path, monkeypatch, capsys) -> None
     table.rows.cache_clear()
     (row,) = table.rows()
     table.rows.cache_clear()
-    assert row == ("mbconv", (16, 64, 3, 1), "triton", 4.0, 2.0, 4.0)
+    assert row == ("mbconv", (16, 64, 3, 1, 0), "triton", 4.0, 2.0, 4.0)
 
 
 def test_models_that_are_unknown(capsys: pytest.CaptureFixture[str]) -> None:

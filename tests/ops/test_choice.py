@@ -37,7 +37,7 @@ def test_the_table_has_what_is_faster(row: Row) -> None:
 
 def operands_of(row: Row) -> dict[str, Any]:
     """Of a call on a small map."""
-    channels, inside, kernel, stride = row.layer
+    channels, inside, kernel, stride, head_dim = row.layer
 
     def weight(*shape: int) -> torch.Tensor:
         return torch.zeros(*shape, dtype=torch.float16)
@@ -59,10 +59,10 @@ def operands_of(row: Row) -> dict[str, Any]:
         "qkv_bias": None,
         "depth_weights": [weight(inside, 1, kernel, kernel)],
         "depth_biases": [],
-        "group_weights": [weight(inside, 32, 1, 1)],
+        "group_weights": [weight(inside, head_dim, 1, 1)],
         "group_biases": [],
         "proj_weight": weight(8, inside // 3 * 2, 1, 1),
-        "head_dim": 32,
+        "head_dim": head_dim,
     }
 
 
@@ -118,10 +118,10 @@ def test_the_table_has_every_layer_of_the_models() -> None:
 def table(tmp_path, monkeypatch):
     """CUDA for a layer of stride 2, Triton for a wider one and for one of stride 1."""
     rows = [
-        ((32, 128, 3, 2), "cuda"),
-        ((64, 256, 3, 2), "triton"),
-        ((32, 128, 3, 1), "triton"),
-        ((32, 128, 5, 1), "cuda"),
+        ((32, 128, 3, 2, 0), "cuda"),
+        ((64, 256, 3, 2, 0), "triton"),
+        ((32, 128, 3, 1, 0), "triton"),
+        ((32, 128, 5, 1, 0), "cuda"),
     ]
     figures = {"cuda_us": 1.0, "triton_us": 1.0, "unfused_us": 1.0}
     entries = [
@@ -142,16 +142,17 @@ def table(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("op", "layer", "expected"),
     [
-        ("mbconv", Layer(32, 128, 3, 2), "cuda"),
-        ("mbconv", Layer(64, 256, 3, 2), "triton"),
-        ("mbconv", Layer(32, 128, 3, 1), "triton"),
-        # Those that are not there are taken for the nearest, of the same stride and kernel first.
-        ("mbconv", Layer(40, 160, 3, 2), "cuda"),
-        ("mbconv", Layer(1000, 4000, 3, 2), "triton"),
-        ("mbconv", Layer(64, 256, 5, 1), "cuda"),
-        ("mbconv", Layer(64, 256, 5, 2), "triton"),
+        ("mbconv", Layer(32, 128, 3, 2, 0), "cuda"),
+        ("mbconv", Layer(64, 256, 3, 2, 0), "triton"),
+        ("mbconv", Layer(32, 128, 3, 1, 0), "triton"),
+        # Those that are not there are taken for the nearest of the same kernel and stride.
+        ("mbconv", Layer(40, 160, 3, 2, 0), "cuda"),
+        ("mbconv", Layer(1000, 4000, 3, 2, 0), "triton"),
+        ("mbconv", Layer(64, 256, 5, 1, 0), "cuda"),
+        ("mbconv", Layer(32, 128, 5, 2, 0), "triton"),
+        ("mbconv", Layer(32, 128, 3, 2, 32), "triton"),
         ("mbconv", None, "triton"),
-        ("multi_scale_attention", Layer(32, 128, 3, 1), "triton"),
+        ("multi_scale_attention", Layer(32, 128, 3, 1, 0), "triton"),
     ],
 )
 def test_auto_goes_by_the_table(op: str, layer: Layer | None, expected: str, table) -> None:
@@ -161,7 +162,7 @@ def test_auto_goes_by_the_table(op: str, layer: Layer | None, expected: str, tab
 def test_the_table_says_nothing_of_backends_that_are_not_there(table, monkeypatch) -> None:
     missing = Backend("cuda", "a GPU", ("cuda",), lambda: "not built")
     monkeypatch.setitem(backends.BACKENDS, "cuda", missing)
-    layer = Layer(32, 128, 3, 2)
+    layer = Layer(32, 128, 3, 2, 0)
     assert registry.chosen_backend("mbconv", "auto", "cuda", torch.float16, layer) == "triton"
     monkeypatch.setitem(
         backends.BACKENDS, "triton", Backend("triton", "", ("cuda",), lambda: "none")
@@ -172,7 +173,15 @@ def test_the_table_says_nothing_of_backends_that_are_not_there(table, monkeypatc
 def test_layers_are_told_by_weights() -> None:
     weights = [torch.zeros(96, 1, size, size) for size in (3, 5)]
     qkv = torch.zeros(96, 24, 1, 1)
-    assert Layer.of_attention(qkv, weights) == Layer(24, 96, 5, 1)
-    assert Layer.of_attention(qkv, []) == Layer(24, 96, 1, 1)
-    assert Layer.of_mbconv(qkv, weights[0], 2) == Layer(24, 96, 3, 2)
+    assert Layer.of_attention(qkv, weights, 8) == Layer(24, 96, 5, 1, 8)
+    assert Layer.of_attention(qkv, [], 16) == Layer(24, 96, 1, 1, 16)
+    assert Layer.of_mbconv(qkv, weights[0], 2) == Layer(24, 96, 3, 2, 0)
     assert choice.layer_of("conv_act", {"x": qkv}) is None
+
+
+def test_auto_leaves_heads_that_the_table_does_not_know_to_triton(taken: list[str]) -> None:
+    row = next(row for row in ROWS if row.op == "multi_scale_attention")
+    wide = row._replace(layer=row.layer._replace(head_dim=128))
+    with simt.emulate(auto=True):
+        ek.ops.multi_scale_attention(**operands_of(wide))
+    assert taken == ["triton"]
