@@ -128,7 +128,8 @@ def test_what_cannot_be_done_is_said(
 def test_the_executor_without_triton(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in ("triton", "triton.runtime"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert main(["validate", "--executor", "simt"]) == 2
     assert "--executor simt: emulate needs Triton: pip install triton" in capsys.readouterr().err
 
