@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from support import simt_kernels
 
 import evsam_kernels
+from bench.emulated import SMALL
 from evsam_kernels import cli
 from evsam_kernels.cli import demo, validate
 from evsam_kernels.numerics import validation
@@ -50,17 +52,8 @@ COMMANDS = list(commands())
 @pytest.fixture
 def workplace(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with what the command reads; L0 is small, and operations have one case each."""
-    small = zoo.Variant(
-        # The counts of attention to fewer tokens would say little of a warp.
-        image_size=512 if "inspect" in command else 64,
-        widths=(8, 8, 8, 16, 32),
-        depths=(1, 1, 1, 1, 1),
-        blocks=("res", "fmb", "fmb", "mb", "att"),
-        expand=(1, 2, 2, 2, 2),
-        fewer_norm=(False, False, False, True, True),
-        neck_depth=1,
-        neck_expand=1,
-    )
+    # The counts of attention to fewer tokens would say little of a warp.
+    small = replace(SMALL, image_size=512 if "inspect" in command else SMALL.image_size)
     monkeypatch.setitem(zoo.VARIANTS, L0, small)
     model = evsam_kernels.create_efficientvit_sam_model(L0, pretrained=False)
     load_synthetic_weights(model)
