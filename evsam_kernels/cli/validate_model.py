@@ -205,8 +205,11 @@ def run(
         ran = (
             f"{validated.launches} launches checked in the executor, " if validated.launches else ""
         )
+        embedding = validated.rows[0]
+        if embedding.yardstick != embedding.dtype:
+            print(f"{embedding.dtype}: held against plain PyTorch at {embedding.yardstick}")
         print(
-            f"{validated.rows[0].dtype}: {ran}{validated.seconds:.0f} s; IoU of a point's three "
+            f"{embedding.dtype}: {ran}{validated.seconds:.0f} s; IoU of a point's three "
             f"masks with those of float64: {ious}",
             flush=True,
         )

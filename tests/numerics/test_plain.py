@@ -9,6 +9,8 @@ from support.models import small_encoder
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from evsam_kernels.nn import LiteMLA
+from evsam_kernels.numerics.budget import measure
 from evsam_kernels.numerics.plain import evaluate, plain, yardstick
 from evsam_kernels.ops.registry import NAMESPACE
 
@@ -71,3 +73,26 @@ def test_the_yardstick_is_at_the_dtype_where_that_is_of_use() -> None:
     narrow, errors, how = yardstick(encoder, (1e5 * x,), torch.float16, oracle)
     assert how == "float32 rounded to float16"
     assert narrow.dtype == torch.float16
+
+
+def test_the_yardstick_widens_normalisation_and_attention_first() -> None:
+    """Keys and values of about 2,000 fit float16; their products and sums do not."""
+    encoder, x = small_encoder(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for module in encoder.modules():
+            if isinstance(module, LiteMLA):
+                module.qkv.conv.weight *= 1000
+    oracle = evaluate(encoder, (x,), torch.float64)
+    assert not evaluate(encoder, (x,), torch.float16).isfinite().all()
+    found, errors, how = yardstick(encoder, (x,), torch.float16, oracle)
+    assert how == "float16, float32 in normalisation and attention"
+    assert found.dtype == torch.float16
+    rounded = evaluate(encoder, (x,), torch.float32).half()
+    assert 2 * measure(rounded, oracle).frobenius < errors.frobenius < 1e-2
+
+
+def test_wide_computes_the_same() -> None:
+    encoder, x = small_encoder(), torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(
+        evaluate(encoder, (x,), torch.float32, wide=True), evaluate(encoder, (x,), torch.float32)
+    )
