@@ -162,20 +162,30 @@ def relu_linear_attention(
     dtype: str,
     num_threads: int,
 ) -> None: ...
+
+_Sums = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
+_Axis = tuple[_Sums, _Sums, _Sums]
+
 def measure_masks(
     *,
     logits: npt.NDArray[np.float32],
-    row_first: npt.NDArray[np.int32],
-    row_weights: npt.NDArray[np.float32],
-    column_first: npt.NDArray[np.int32],
-    column_weights: npt.NDArray[np.float32],
+    rows: _Axis,
+    columns: _Axis,
     inner: float,
     threshold: float,
     outer: float,
     tolerance: float,
+    resolve: bool,
     masks: npt.NDArray[np.uint8] | None,
     num_threads: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]]: ...
+def resize_masks(
+    *,
+    logits: npt.NDArray[np.float32],
+    rows: _Axis,
+    columns: _Axis,
+    wanted: npt.NDArray[np.int64],
+) -> npt.NDArray[np.float32]: ...
 def attend_keys(
     *,
     queries: npt.NDArray[np.float32],

@@ -375,50 +375,73 @@ void relu_linear_attention(Address qkv, Address y, std::int64_t batch, std::int6
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
-// One axis of a resizing from `in_size` positions.
-evsam::ResizedAxis resized_axis(const char* name, const Array<std::int32_t>& first,
-                                const Array<float>& weights, std::int64_t in_size) {
-  const std::string axis(name);
-  check(first.ndim() == 1 && first.shape(0) >= 1, axis + "_first must have one element or more");
+// For every output position the first of the input positions that it is a sum of, and their weights.
+using Sums = std::tuple<Array<std::int32_t>, Array<float>>;
+// One axis: both resizings at once, that to the frame, and that of the picture to the image.
+using Axis = std::tuple<Sums, Sums, Sums>;
+
+// Checks the sums of `taps` of `in_size` positions, and returns how many they are.
+std::int64_t check_sums(const std::string& name, const Sums& sums, std::int64_t taps,
+                        std::int64_t in_size, bool rising) {
+  const auto& [first, weights] = sums;
+  check(first.ndim() == 1 && first.shape(0) >= 1, name + " must have one position or more");
   const std::int64_t size = first.shape(0);
-  check(weights.ndim() == 2 && weights.shape(0) == 3 && weights.shape(1) == size,
-        axis + "_weights must have the shape [3, " + std::to_string(size) + "]");
+  check(weights.ndim() == 2 && weights.shape(0) == taps && weights.shape(1) == size,
+        name + " must have weights of the shape [" + std::to_string(taps) + ", " +
+            std::to_string(size) + "]");
   std::int64_t before = 0;
   for (std::int64_t i = 0; i < size; ++i) {
     const std::int64_t here = first.data()[i];
-    check(before <= here && here + 3 <= in_size,
-          axis + "_first must rise from 0 to at most " + std::to_string(in_size - 3));
-    before = here;
+    check(before <= here && here + taps <= in_size,
+          name + " must begin at positions " + (rising ? "that rise " : "") + "from 0 to at most " +
+              std::to_string(in_size - taps));
+    if (rising) before = here;
   }
-  return {first.data(), weights.data(), size};
+  return size;
 }
 
-py::tuple measure_masks(const Array<float>& logits, const Array<std::int32_t>& row_first,
-                        const Array<float>& row_weights, const Array<std::int32_t>& column_first,
-                        const Array<float>& column_weights, float inner, float threshold,
-                        float outer, float tolerance, std::optional<Array<std::uint8_t>> masks,
-                        int num_threads) {
+evsam::LinearAxis linear_axis(const Sums& sums) {
+  const auto& [first, weights] = sums;
+  return {first.data(), weights.data(), first.shape(0)};
+}
+
+evsam::ResizedAxis resized_axis(const std::string& name, const Axis& axis, std::int64_t in_size) {
+  const auto& [both, to_frame, to_image] = axis;
+  const std::int64_t size = check_sums(name, both, 3, in_size, true);
+  const std::int64_t frame = check_sums(name + "' frame", to_frame, 2, in_size, false);
+  check(check_sums(name + "' image", to_image, 2, frame, false) == size,
+        name + " must have as many positions in the image as of both resizings at once");
+  return {std::get<0>(both).data(), std::get<1>(both).data(), size, linear_axis(to_frame),
+          linear_axis(to_image)};
+}
+
+evsam::ResizedMaps resized_maps(const Array<float>& logits, const Axis& rows, const Axis& columns) {
   check(logits.ndim() == 3, "logits must have three axes");
+  return {logits.data(), logits.shape(0), logits.shape(1), logits.shape(2),
+          resized_axis("rows", rows, logits.shape(1)),
+          resized_axis("columns", columns, logits.shape(2))};
+}
+
+py::tuple measure_masks(const Array<float>& logits, const Axis& rows, const Axis& columns,
+                        float inner, float threshold, float outer, float tolerance, bool resolve,
+                        std::optional<Array<std::uint8_t>> masks, int num_threads) {
   check_at_least("num_threads", num_threads, 1);
   evsam::MeasureMasksArgs args{};
-  args.logits = logits.data();
-  args.count = logits.shape(0);
-  args.in_height = logits.shape(1);
-  args.in_width = logits.shape(2);
-  args.rows = resized_axis("row", row_first, row_weights, args.in_height);
-  args.columns = resized_axis("column", column_first, column_weights, args.in_width);
+  args.maps = resized_maps(logits, rows, columns);
   args.inner = inner;
   args.threshold = threshold;
   args.outer = outer;
   args.tolerance = tolerance;
+  args.resolve = resolve;
+  const std::int64_t count = args.maps.count;
   if (masks.has_value()) {
-    check(masks->ndim() == 3 && masks->shape(0) == args.count &&
-              masks->shape(1) == args.rows.size && masks->shape(2) == args.columns.size,
+    check(masks->ndim() == 3 && masks->shape(0) == count &&
+              masks->shape(1) == args.maps.rows.size && masks->shape(2) == args.maps.columns.size,
           "masks must hold a map of the output's size for each of the logits");
     args.masks = masks->mutable_data();
   }
-  Array<std::int64_t> counts({args.count, std::int64_t{2}}), boxes({args.count, std::int64_t{4}});
-  Array<std::uint8_t> doubtful(args.count);
+  Array<std::int64_t> counts({count, std::int64_t{2}}), boxes({count, std::int64_t{4}});
+  Array<std::uint8_t> doubtful(count);
   args.counts = counts.mutable_data();
   args.boxes = boxes.mutable_data();
   args.doubtful = doubtful.mutable_data();
@@ -428,6 +451,25 @@ py::tuple measure_masks(const Array<float>& logits, const Array<std::int32_t>& r
     evsam::measure_masks(args);
   }
   return py::make_tuple(counts, boxes, doubtful);
+}
+
+Array<float> resize_masks(const Array<float>& logits, const Axis& rows, const Axis& columns,
+                          const Array<std::int64_t>& wanted) {
+  evsam::ResizeMasksArgs args{};
+  args.maps = resized_maps(logits, rows, columns);
+  check(wanted.ndim() == 1, "wanted must have one axis");
+  for (std::int64_t i = 0; i < wanted.shape(0); ++i)
+    check(0 <= wanted.data()[i] && wanted.data()[i] < args.maps.rows.size,
+          "wanted must be rows of the output, from 0 to " + std::to_string(args.maps.rows.size - 1));
+  args.wanted = wanted.data();
+  args.wanted_count = wanted.shape(0);
+  Array<float> resized({args.maps.count, args.wanted_count, args.maps.columns.size});
+  args.resized = resized.mutable_data();
+  {
+    const py::gil_scoped_release without_gil;
+    evsam::resize_masks(args);
+  }
+  return resized;
 }
 
 // The elements of an array, whose shape must be as given.
@@ -675,9 +717,11 @@ PYBIND11_MODULE(_cpu, module) {
              "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "eps"_a, "dtype"_a, "num_threads"_a,
              "Linear attention of every head; see csrc/include/evsam/relu_linear_attention.h.");
   module.def("measure_masks", &measure_masks, py::kw_only(), py::arg("logits").noconvert(),
-             "row_first"_a, "row_weights"_a, "column_first"_a, "column_weights"_a, "inner"_a,
-             "threshold"_a, "outer"_a, "tolerance"_a, py::arg("masks").noconvert(),
-             "num_threads"_a, "Upscaled masks, thresholded; see csrc/include/evsam/measure_masks.h.");
+             "rows"_a, "columns"_a, "inner"_a, "threshold"_a, "outer"_a, "tolerance"_a, "resolve"_a,
+             py::arg("masks").noconvert(), "num_threads"_a,
+             "Upscaled masks, thresholded; see csrc/include/evsam/measure_masks.h.");
+  module.def("resize_masks", &resize_masks, py::kw_only(), py::arg("logits").noconvert(), "rows"_a,
+             "columns"_a, "wanted"_a, "Rows of upscaled logits; see the same header.");
   module.def("attend_keys", &attend_keys, py::kw_only(), py::arg("queries").noconvert(),
              py::arg("keys").noconvert(), py::arg("values").noconvert(),
              py::arg("offsets").noconvert(), py::arg("scales").noconvert(),

@@ -3,7 +3,8 @@
 // Layout: one map after another. Tile: a mask for each thread, whose rows are computed from the top.
 // On chip: the three input rows under an output row, stretched to its width, stay in L1; each is stretched
 // once. Main memory: the logits once and, where asked for, the masks once. The upscaled logits, which are
-// larger than everything else together, exist one value at a time.
+// larger than everything else together, exist one value at a time. The few that are so close to a threshold
+// that rounding decides are computed again, with the roundings of the two resizings.
 
 #include "evsam/measure_masks.h"
 
@@ -18,10 +19,12 @@ constexpr int taps = 3;
 
 struct Room {
   float* stretched;       // [taps][columns], input row r in place r % taps
+  std::uint8_t* row;      // [columns], one of the mask
   std::uint8_t* in_mask;  // [columns], whether any row has the column in the mask
 
   Room(Pieces& pieces, std::int64_t columns)
       : stretched(pieces.take<float>(taps * columns)),
+        row(pieces.take<std::uint8_t>(columns)),
         in_mask(pieces.take<std::uint8_t>(columns)) {}
 };
 
@@ -34,104 +37,138 @@ void stretch(const float* row, const ResizedAxis& columns, float* to) {
   }
 }
 
+// The largest magnitude, or infinity where a value is not finite.
 float largest_magnitude(const float* values, std::int64_t count) {
   float largest = 0;
-#pragma omp simd reduction(max : largest)
+  std::int64_t finite = 0;
+#pragma omp simd reduction(max : largest) reduction(+ : finite)
   for (std::int64_t i = 0; i < count; ++i) {
     const float magnitude = __builtin_fabsf(values[i]);
     largest = magnitude > largest ? magnitude : largest;
+    finite += magnitude <= __FLT_MAX__;
   }
-  return largest;
+  return finite == count ? largest : __builtin_inff();
+}
+
+// a b + c d, where only c d is rounded before the sum.
+float sum_of_products(float a, float b, float c, float d) {
+  const double product = static_cast<double>(c) * d;  // Exact, and no compiler makes one step of these.
+  return __builtin_fmaf(a, b, static_cast<float>(product));
+}
+
+// Row y and column x of what one resizing makes of a map, `at(row, column)` of which gives the values.
+template <class At>
+float resized(const LinearAxis& rows, std::int64_t y, const LinearAxis& columns, std::int64_t x,
+              const At& at) {
+  const float left = columns.weights[x], right = columns.weights[columns.size + x];
+  float both[2];
+  for (int i = 0; i < 2; ++i) {
+    const std::int64_t row = rows.first[y] + i, column = columns.first[x];
+    both[i] = sum_of_products(at(row, column), left, at(row, column + 1), right);
+  }
+  return sum_of_products(both[0], rows.weights[y], both[1], rows.weights[rows.size + y]);
+}
+
+// The same of both resizings.
+float resized_twice(const ResizedMaps& maps, const float* logits, std::int64_t y, std::int64_t x) {
+  const auto in_frame = [&](std::int64_t row, std::int64_t column) {
+    return resized(maps.rows.to_frame, row, maps.columns.to_frame, column,
+                   [&](std::int64_t i, std::int64_t j) { return logits[i * maps.in_width + j]; });
+  };
+  return resized(maps.rows.to_image, y, maps.columns.to_image, x, in_frame);
 }
 
 // What a row holds.
 struct Measured {
   std::int32_t inner = 0, outer = 0, in_mask = 0;
-  std::int32_t close = 0;  // values within `near` of a threshold, or not comparable
+  std::int32_t close = 0;  // values within `near` of a threshold
 };
 
-// One row of the output: the sum of three stretched rows. `mask` may be null.
-template <bool with_mask>
-Measured measure_row(const MeasureMasksArgs& args, const float* const (&rows)[taps],
-                     const float (&weights)[taps], float near, std::uint8_t* in_mask,
+// One row of the output: the sum of three stretched rows.
+struct Row {
+  const float* stretched[taps];
+  float weights[taps];
+
+  EVSAM_INLINE float operator[](std::int64_t x) const {
+    return stretched[0][x] * weights[0] + stretched[1][x] * weights[1] + stretched[2][x] * weights[2];
+  }
+};
+
+EVSAM_INLINE bool is_apart(const MeasureMasksArgs& args, float value, float near) {
+  return (__builtin_fabsf(value - args.inner) > near) &
+         (__builtin_fabsf(value - args.threshold) > near) &
+         (__builtin_fabsf(value - args.outer) > near);
+}
+
+Measured measure_row(const MeasureMasksArgs& args, const Row& values, float near,
                      std::uint8_t* mask) {
-  const float *a = rows[0], *b = rows[1], *c = rows[2];
-  const float wa = weights[0], wb = weights[1], wc = weights[2];
+  const Row row = values;
+  const std::int64_t width = args.maps.columns.size;
   const float inner = args.inner, threshold = args.threshold, outer = args.outer;
   std::int32_t above_inner = 0, above_outer = 0, above = 0, apart = 0;
 #pragma omp simd reduction(+ : above_inner, above_outer, above, apart)
-  for (std::int64_t x = 0; x < args.columns.size; ++x) {
-    const float value = a[x] * wa + b[x] * wb + c[x] * wc;
+  for (std::int64_t x = 0; x < width; ++x) {
+    const float value = row[x];
     above_inner += value > inner;
     above_outer += value > outer;
     const bool is_above = value > threshold;
     above += is_above;
-    in_mask[x] |= is_above;
-    if constexpr (with_mask) mask[x] = is_above;
-    apart += (__builtin_fabsf(value - inner) > near) & (__builtin_fabsf(value - threshold) > near) &
-             (__builtin_fabsf(value - outer) > near);
+    mask[x] = is_above;
+    apart += is_apart(args, value, near);
   }
+  return {above_inner, above_outer, above, static_cast<std::int32_t>(width) - apart};
+}
+
+// The same, with the roundings of the two resizings where they decide. Of row y of a map.
+Measured resolve_row(const MeasureMasksArgs& args, const float* logits, std::int64_t y,
+                     const Row& row, float near, std::uint8_t* mask) {
   Measured found;
-  found.inner = above_inner;
-  found.outer = above_outer;
-  found.in_mask = above;
-  found.close = static_cast<std::int32_t>(args.columns.size) - apart;
+  for (std::int64_t x = 0; x < args.maps.columns.size; ++x) {
+    float value = row[x];
+    if (!is_apart(args, value, near)) value = resized_twice(args.maps, logits, y, x);
+    found.inner += value > args.inner;
+    found.outer += value > args.outer;
+    mask[x] = value > args.threshold;
+    found.in_mask += mask[x];
+  }
   return found;
 }
 
-// Whether a value of the row may be on the other side of a threshold than rounding has put it. `logits`
-// are those of the mask, from the first of the three rows on.
-bool doubtful_row(const MeasureMasksArgs& args, const float* logits,
-                  const float* const (&rows)[taps], const float (&weights)[taps]) {
-  const float thresholds[] = {args.inner, args.threshold, args.outer};
-  for (std::int64_t x = 0; x < args.columns.size; ++x) {
-    const float value = rows[0][x] * weights[0] + rows[1][x] * weights[1] + rows[2][x] * weights[2];
-    float around = 0;
-    for (int row = 0; row < taps; ++row) {
-      const float* from = logits + row * args.in_width + args.columns.first[x];
-      const float here = largest_magnitude(from, taps);
-      around = here > around ? here : around;
-    }
-    const float near = args.tolerance * around;
-    for (float threshold : thresholds)
-      if (!(__builtin_fabsf(value - threshold) > near)) return true;
-  }
-  return false;
-}
-
 void measure(const MeasureMasksArgs& args, std::int64_t index, const Room& room) {
-  const std::int64_t width = args.columns.size, in_size = args.in_height * args.in_width;
-  const float* logits = args.logits + index * in_size;
-  std::uint8_t* mask = args.masks == nullptr ? nullptr : args.masks + index * args.rows.size * width;
-  const float near = args.tolerance * largest_magnitude(logits, in_size);
+  const ResizedMaps& maps = args.maps;
+  const std::int64_t width = maps.columns.size, in_size = maps.in_height * maps.in_width;
+  const float* logits = maps.logits + index * in_size;
+  const float magnitude = largest_magnitude(logits, in_size), near = args.tolerance * magnitude;
   __builtin_memset(room.in_mask, 0, static_cast<std::size_t>(width));
 
   std::int64_t inner = 0, outer = 0, top = -1, bottom = -1, stretched = 0;
-  bool doubtful = false;
-  for (std::int64_t y = 0; y < args.rows.size; ++y) {
-    const std::int64_t first = args.rows.first[y];
+  bool doubtful = magnitude > __FLT_MAX__;
+  for (std::int64_t y = 0; y < maps.rows.size && !doubtful; ++y) {
+    const std::int64_t first = maps.rows.first[y];
     stretched = most(stretched, first);
     for (; stretched < first + taps; ++stretched)
-      stretch(logits + stretched * args.in_width, args.columns,
+      stretch(logits + stretched * maps.in_width, maps.columns,
               room.stretched + stretched % taps * width);
-    const float* rows[taps];
-    float weights[taps];
+    Row row;
     for (int tap = 0; tap < taps; ++tap) {
-      rows[tap] = room.stretched + (first + tap) % taps * width;
-      weights[tap] = args.rows.weights[tap * args.rows.size + y];
+      row.stretched[tap] = room.stretched + (first + tap) % taps * width;
+      row.weights[tap] = maps.rows.weights[tap * maps.rows.size + y];
     }
-    const Measured found =
-        mask == nullptr
-            ? measure_row<false>(args, rows, weights, near, room.in_mask, nullptr)
-            : measure_row<true>(args, rows, weights, near, room.in_mask, mask + y * width);
+    std::uint8_t* mask =
+        args.masks == nullptr ? room.row : args.masks + (index * maps.rows.size + y) * width;
+    Measured found = measure_row(args, row, near, mask);
+    if (found.close > 0) {
+      doubtful = !args.resolve;
+      if (args.resolve) found = resolve_row(args, logits, y, row, near, mask);
+    }
     inner += found.inner;
     outer += found.outer;
     if (found.in_mask > 0) {
       bottom = y;
       if (top < 0) top = y;
+#pragma omp simd
+      for (std::int64_t x = 0; x < width; ++x) room.in_mask[x] |= mask[x];
     }
-    if (found.close > 0 && !doubtful)
-      doubtful = doubtful_row(args, logits + first * args.in_width, rows, weights);
   }
 
   std::int64_t* box = args.boxes + 4 * index;
@@ -151,14 +188,25 @@ void measure(const MeasureMasksArgs& args, std::int64_t index, const Room& room)
 
 void measure_masks(const MeasureMasksArgs& args) {
   Pieces counted;
-  const Room one(counted, args.columns.size);
+  const ResizedMaps& maps = args.maps;
+  const Room one(counted, maps.columns.size);
   char* memory = scratch(args.num_threads * counted.bytes());
-  const std::int64_t operations = args.count * args.rows.size * args.columns.size * taps;
+  const std::int64_t operations = maps.count * maps.rows.size * maps.columns.size * taps;
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(memory + member * counted.bytes());
-    const Room room(pieces, args.columns.size);
-    for_each(args.count, [&](std::int64_t index) { measure(args, index, room); });
+    const Room room(pieces, maps.columns.size);
+    for_each(maps.count, [&](std::int64_t index) { measure(args, index, room); });
   });
+}
+
+void resize_masks(const ResizeMasksArgs& args) {
+  const ResizedMaps& maps = args.maps;
+  float* to = args.resized;
+  for (std::int64_t index = 0; index < maps.count; ++index)
+    for (std::int64_t i = 0; i < args.wanted_count; ++i)
+      for (std::int64_t x = 0; x < maps.columns.size; ++x)
+        *to++ = resized_twice(maps, maps.logits + index * maps.in_height * maps.in_width,
+                              args.wanted[i], x);
 }
 
 }  // namespace evsam::EVSAM_ISA

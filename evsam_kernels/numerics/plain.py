@@ -80,7 +80,9 @@ def plain_channels_last(
     module: nn.Module, dtype: torch.dtype, device: str = "cpu", *, wide: bool = False
 ) -> nn.Module:
     """`plain(module)` at `dtype`, its weights in the layout that the package's own have."""
-    copied: Any = plain(module, wide=wide)  # torch.nn.Module.to() is declared without memory_format.
+    copied: Any = plain(
+        module, wide=wide
+    )  # torch.nn.Module.to() is declared without memory_format.
     converted: nn.Module = copied.to(device, dtype, memory_format=torch.channels_last)
     return converted
 
@@ -129,13 +131,14 @@ def yardstick(
         device: that computes.
     """
     name = str(dtype).removeprefix("torch.")
-    for how, computed_at, wide in (
+    ways = (
         (name, dtype, False),
         (f"{name}, float32 in normalisation and attention", dtype, True),
         (f"float32 rounded to {name}", torch.float32, False),
-    ):
+    )
+    for how, computed_at, wide in ways:
         found = evaluate(module, inputs, computed_at, device, wide=wide).to(dtype)
         errors = measure(found, oracle)
         if budget(errors, dtype).frobenius < 1:
-            break
+            return found, errors, how
     return found, errors, how

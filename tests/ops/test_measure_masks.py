@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,9 @@ from hypothesis.extra import numpy as hnp
 from evsam_kernels import BackendUnavailableError
 from evsam_kernels.numerics.validation import available_backends
 from evsam_kernels.ops import measure_masks
+from evsam_kernels.ops.measure_masks import cpu, reference
 from evsam_kernels.ops.measure_masks.reference import Sizes, mask_boxes, upscale_masks
+from evsam_kernels.ops.native import native
 
 BACKENDS = available_backends("measure_masks", "cpu", torch.float32)
 SIZES = {
@@ -75,6 +79,43 @@ def test_pixels_at_a_threshold_fall_where_the_reference_has_them(backend):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ kernels were not built")
+@pytest.mark.parametrize("known", [True, False])
+def test_close_values_are_resolved_where_the_rounding_is_known(monkeypatch, known):
+    sizes, logits = SIZES["landscape"], smooth_logits(40, 32, 32)
+    expected = measure_masks(logits, sizes, backend="reference")
+    if not known:
+        monkeypatch.setattr(cpu, "_rounding_is_known", lambda *_: False)
+    left: list[int] = []
+
+    def counted(*arguments):
+        left.append(len(arguments[0]))
+        return reference.measure_masks(*arguments)
+
+    # In place of the module, as the test's own results come from it too.
+    monkeypatch.setattr(cpu, "reference", SimpleNamespace(**{**vars(reference)}))
+    monkeypatch.setattr(cpu.reference, "measure_masks", counted)
+    found = measure_masks(logits, sizes, backend="cpu")
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    resolves = known and cpu._rounding_is_known((32, 32), sizes, torch.get_num_threads())
+    assert (not left) if resolves else len(left) > 2
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ kernels were not built")
+@pytest.mark.parametrize("sizes", [SIZES["landscape"], SIZES["portrait"]], ids=["down", "up"])
+def test_another_rounding_is_noticed(monkeypatch, sizes):
+    """That of a PyTorch compiled for processors without fused products, for instance."""
+
+    def upscaled_in_double(logits, sizes):
+        framed = F.interpolate(logits.double(), sizes.frame, mode="bilinear")
+        height, width = sizes.picture
+        return F.interpolate(framed[..., :height, :width], sizes.image, mode="bilinear").float()
+
+    monkeypatch.setattr(cpu.reference, "upscale_masks", upscaled_in_double)
+    assert not cpu._rounding_is_known.__wrapped__((64, 64), sizes, torch.get_num_threads())
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes_and_strides_are_float32_first(backend, dtype):
@@ -119,3 +160,45 @@ def test_bad_arguments_are_refused():
         measure_masks(torch.zeros(1, 4, 4), sizes, offset=-1)
     with pytest.raises(BackendUnavailableError, match="'triton'"):
         measure_masks(torch.zeros(1, 4, 4), sizes, backend="triton")
+
+
+AXIS_FAULTS = {
+    "rows must begin at positions that rise from 0 to at most 1": lambda both, frame, image: (
+        (both[0][::-1].copy(), both[1]),
+        frame,
+        image,
+    ),
+    r"rows must have weights of the shape \[3, 6\]": lambda both, frame, image: (
+        (both[0], both[1][:2]),
+        frame,
+        image,
+    ),
+    "rows' frame must begin at positions from 0 to at most 2": lambda both, frame, image: (
+        both,
+        (frame[0] + 1, frame[1]),
+        image,
+    ),
+    "rows' image must begin at positions from 0 to at most 6": lambda both, frame, image: (
+        both,
+        frame,
+        (image[0] - 1, image[1]),
+    ),
+    "rows must have as many positions in the image": lambda both, frame, image: (
+        both,
+        frame,
+        (image[0][:5], image[1][:, :5].copy()),
+    ),
+}
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ kernels were not built")
+@pytest.mark.parametrize("message", AXIS_FAULTS)
+def test_positions_outside_the_maps_are_refused_before_the_kernel(message):
+    rows, columns = cpu._axes((4, 4), Sizes((8, 8), (8, 8), (6, 6)))
+    arguments = {"logits": np.zeros((1, 4, 4), np.float32), "columns": columns}
+    wanted = np.arange(6)
+    assert native().resize_masks(**arguments, rows=rows, wanted=wanted).shape == (1, 6, 6)
+    with pytest.raises(ValueError, match=message):
+        native().resize_masks(**arguments, rows=AXIS_FAULTS[message](*rows), wanted=wanted)
+    with pytest.raises(ValueError, match="wanted must be rows of the output, from 0 to 5"):
+        native().resize_masks(**arguments, rows=rows, wanted=wanted + 1)

@@ -34,6 +34,7 @@
   X(layer_norm_2d, LayerNorm2dArgs)                  \
   X(upsample_add, UpsampleAddArgs)                   \
   X(measure_masks, MeasureMasksArgs)                 \
+  X(resize_masks, ResizeMasksArgs)                   \
   X(attend_keys, AttendKeysArgs)                     \
   X(update_keys, UpdateKeysArgs)                     \
   X(upscale_masks, UpscaleMasksArgs)
