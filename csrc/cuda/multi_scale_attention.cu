@@ -1,10 +1,11 @@
-// Aggregation at every scale and attention of `multi_scale_attention`, in one launch or in two.
+// Aggregation at every scale and attention of `multi_scale_attention`.
 //
 // qkv is [B, H, W, heads * 3 * D], out [B, H, W, (1 + scales) * heads * D]. A block has one head
-// of one image and a tile of its tokens, with the halo that the depthwise convolution needs, in
-// shared memory at the storage type; of a tile of all tokens nothing but qkv is read and nothing
-// but out is written. Where there are several tiles, a first launch leaves each tile's state, from
-// k and v, in global memory, and a second adds them in order and computes the output, from q: each
+// of one image and a tile of its tokens at a time, with the halo that the depthwise convolution
+// needs, in shared memory at the storage type. A block that takes all tiles in turn, for the state
+// from k and v and then for the output from q, reads nothing but qkv and writes nothing but out.
+// Where that would leave multiprocessors idle, blocks take a tile each: a first launch leaves each
+// tile's state in global memory, and a second adds them in order and computes the output: each
 // reads its own part of qkv, so that nothing is filtered twice but halos.
 //
 // A warp takes 16 tokens at a time: lines of a few, so that a lane, which has four channels of one
@@ -88,7 +89,8 @@ struct Attention {
   static constexpr int kScratch = 16 * kPitch;
   // Of v's channels that a warp sums at once: the state of all would take too many registers.
   static constexpr int kAtOnce = D < 32 ? D : 32;
-  static constexpr int kOwnState = D * kAtOnce + D;
+  static constexpr int kOwnPitch = D + 4;
+  static constexpr int kOwnState = (kAtOnce + 1) * kOwnPitch;
 
   const T* qkv;
   const T* depth_weight;  // [scales, heads * 3, kernel * kernel, D]
@@ -96,7 +98,7 @@ struct Attention {
   const T* group_weight;  // [scales, heads * 3, D, D]
   const T* group_bias;    // [scales, heads * 3, D]
   T* out;
-  int height, width, heads, scales, kernel, tile_height, tile_width;
+  int height, width, heads, scales, kernel, tile_height, tile_width, turns, first_image;
   float unscale;  // of qkv as it is stored
 
   T* map;  // [parts, map_height, map_width, D]
@@ -120,13 +122,29 @@ struct Attention {
     groups = filters + 2 * kernel * kernel * D;
     scratch = groups + 2 * D * kPitch;
     states = scratch + max(kWarps * kScratch, kWarps / 2 * kOwnState);
-    const int tiles_across = (width + tile_width - 1) / tile_width;
-    top = blockIdx.x / tiles_across * tile_height;
-    left = blockIdx.x % tiles_across * tile_width;
     head = blockIdx.y;
-    image = blockIdx.z;
-    warp = threadIdx.x / 32;
-    lane = threadIdx.x % 32;
+    image = first_image + blockIdx.z;
+    identify();
+  }
+
+  // Asks anew, so that what follows from it need not stay in registers, of which there are few.
+  __device__ void identify() {
+    unsigned thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    warp = thread / 32;
+    lane = thread % 32;
+  }
+
+  // Of the block's tiles, of which it takes `turns` one after the other, line by line.
+  __device__ void to_first_tile() {
+    const int tiles_across = (width + tile_width - 1) / tile_width, first = blockIdx.x * turns;
+    top = first / tiles_across * tile_height;
+    left = first % tiles_across * tile_width;
+  }
+
+  __device__ void to_next_tile() {
+    left += tile_width;
+    if (left >= width) left = 0, top += tile_height;
   }
 
   // Starts the copies of one part of the tile, zeros outside of the image.
@@ -150,11 +168,11 @@ struct Attention {
   __device__ void load_weights(int scale, Part part, int slot) {
     const int64_t group = int64_t(scale - 1) * heads * 3 + head * 3 + part;
     const int taps = kernel * kernel;
-    for (int i = threadIdx.x; i < taps * kQuads; i += kThreads) {
+    for (int i = 32 * warp + lane; i < taps * kQuads; i += kThreads) {
       const float4 value = load4(depth_weight + group * taps * D + i * 4);
       *reinterpret_cast<float4*>(filters + slot * taps * D + i * 4) = value;
     }
-    for (int i = threadIdx.x; i < D * kQuads; i += kThreads) {
+    for (int i = 32 * warp + lane; i < D * kQuads; i += kThreads) {
       const float4 value = rounded_if_float(load4(group_weight + group * D * D + i * 4));
       float* to = groups + (slot * D + i / kQuads) * kPitch + i % kQuads * 4;
       *reinterpret_cast<float4*>(to) = value;
@@ -394,7 +412,7 @@ struct Attention {
     }
   }
 
-  // states[scale] = sum over the tile's tokens of (v, 1) relu(k)^T.
+  // states[scale] += sum over the tile's tokens of (v, 1) relu(k)^T.
   __device__ void sum_state(int scale) {
 #pragma unroll 1
     for (int from = 0; from < D; from += kAtOnce) {
@@ -451,49 +469,38 @@ struct Attention {
         }
       }
     }
-    // Pair by pair; a warp writes where it has read itself, or after all are done with their rows.
+    // The second half of the warps add theirs to those of the first, and all threads add these up.
     __syncthreads();
-    const auto each = [&](float* slot, const auto& body) {
+    constexpr int kSlots = kWarps / 2;
+    float* const slot = scratch + warp % kSlots * kOwnState;
+    for (int half = 0; half < 2; ++half) {
+      if (warp / kSlots == half) {
+        const auto put = [&](int row, int column, float value) {
+          float& to = slot[row * kOwnPitch + column];
+          to = half == 0 ? value : to + value;
+        };
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
+        for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-        for (int step = 0; step < kOwnSteps; ++step) {
-          for (int i = 0; i < 4; ++i) {
-            body(slot[((tile * kOwnSteps + step) * 4 + i) * 32 + lane], state[tile][step][i]);
+          for (int step = 0; step < kOwnSteps; ++step) {
+            for (int i = 0; i < 4; ++i) {
+              put(8 * step + 2 * t + i % 2, 16 * tile + 8 * (i / 2) + g, state[tile][step][i]);
+            }
+          }
+          for (int i = 0; i < 2; ++i) {
+            if (t == 0) put(kAtOnce, 16 * tile + 8 * i + g, ones[tile][i]);
           }
         }
-        for (int i = 0; i < 2; ++i) {
-          if (t == 0) body(slot[D * kAtOnce + 16 * tile + 8 * i + g], ones[tile][i]);
-        }
-      }
-    };
-    for (int half = kWarps / 2; half > 0; half /= 2) {
-      if (half <= warp && warp < 2 * half) {
-        const int slot = half == kWarps / 2 ? warp - half : warp;
-        each(scratch + slot * kOwnState, [](float& to, float own) { to = own; });
       }
       __syncthreads();
-      if (warp < half) {
-        const int slot = half == kWarps / 2 ? warp : warp + half;
-        each(scratch + slot * kOwnState, [](float from, float& own) { own += from; });
-      }
     }
-    float* const whole = states + scale * kStateSize;
-    if (warp == 0) {
+    const int rows = kAtOnce + (from == 0);  // Ones are the same for all of v.
+    for (int i = 32 * warp + lane; i < rows * D; i += kThreads) {
+      const int row = i / D, column = i % D;
+      float sum = 0;
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-        for (int step = 0; step < kOwnSteps; ++step) {
-          float* to = whole + (from + 8 * step + 2 * t) * kPitch + 16 * tile + g;
-          to[0] = state[tile][step][0], to[kPitch] = state[tile][step][1];
-          to[8] = state[tile][step][2], to[kPitch + 8] = state[tile][step][3];
-        }
-        for (int i = 0; i < 2; ++i) {
-          if (t == 0) whole[D * kPitch + 16 * tile + 8 * i + g] = ones[tile][i];
-        }
-      }
-      // Rows below the last pad it to a fragment.
-      for (int i = lane; i < 7 * D; i += 32) whole[(D + 1 + i / D) * kPitch + i % D] = 0;
+      for (int n = 0; n < kSlots; ++n) sum += scratch[n * kOwnState + row * kOwnPitch + column];
+      states[scale * kStateSize + (row < kAtOnce ? from + row : D) * kPitch + column] += sum;
     }
   }
 
@@ -545,10 +552,15 @@ struct Attention {
     });
   }
 
+  // States of no tokens; rows below their last pad them to a fragment.
+  __device__ void clear_states() {
+    for (int i = 32 * warp + lane; i < (1 + scales) * kStateSize; i += kThreads) states[i] = 0;
+  }
+
   // The states as operands.
   __device__ void round_states() {
     __syncthreads();
-    for (int i = threadIdx.x; i < (1 + scales) * kStateSize; i += kThreads) {
+    for (int i = 32 * warp + lane; i < (1 + scales) * kStateSize; i += kThreads) {
       if (i % kPitch < D) states[i] = rounded(states[i]);
     }
   }
@@ -557,8 +569,8 @@ struct Attention {
   __device__ void leave_states(float* parts) {
     __syncthreads();
     const int size = (1 + scales) * (D + 1) * D;
-    const int64_t block = (int64_t(image) * heads + head) * gridDim.x + blockIdx.x;
-    for (int i = threadIdx.x; i < size; i += kThreads) {
+    const int64_t block = (int64_t(blockIdx.z) * heads + head) * gridDim.x + blockIdx.x;
+    for (int i = 32 * warp + lane; i < size; i += kThreads) {
       const int row = i / D % (D + 1), scale = i / (D * (D + 1));
       parts[block * size + i] = states[scale * kStateSize + row * kPitch + i % D];
     }
@@ -567,8 +579,8 @@ struct Attention {
   // The sum of all tiles' states, in order, so that it is the same every time and in every block.
   __device__ void add_states(const float* parts) {
     const int size = (1 + scales) * (D + 1) * D;
-    const float* from = parts + (int64_t(image) * heads + head) * gridDim.x * size;
-    for (int i = threadIdx.x; i < (1 + scales) * (D + 8) * D; i += kThreads) {
+    const float* from = parts + (int64_t(blockIdx.z) * heads + head) * gridDim.x * size;
+    for (int i = 32 * warp + lane; i < (1 + scales) * (D + 8) * D; i += kThreads) {
       const int row = i / D % (D + 8), scale = i / (D * (D + 8));
       float sum = 0;
       for (int tile = 0; row <= D && tile < gridDim.x; ++tile) {
@@ -578,39 +590,49 @@ struct Attention {
     }
   }
 
+  // Scale 0 needs no weights and comes last: those of the first come while the map does.
   __device__ void run(int phases, float* parts, float factor, float eps) {
-    // Scale 0 needs no weights and comes last: those of the first come while the map does.
     if (phases & kState) {
-      copy(kK, 0);
-      copy(kV, 1);
-      commit_copies();
-      int scale = scales;
-      do {
-        if (scale > 0) {
-          load_weights(scale, kK, 0);
-          load_weights(scale, kV, 1);
-        }
-        wait_for_copies<0>();
-        __syncthreads();
-        sum_state(scale);
-      } while (scale-- > 0);
+      clear_states();
+      to_first_tile();
+      for (int turn = 0; turn < turns; ++turn, to_next_tile()) {
+        copy(kK, 0);
+        copy(kV, 1);
+        commit_copies();
+        int scale = scales;
+        do {
+          identify();
+          if (scale > 0) {
+            load_weights(scale, kK, 0);
+            load_weights(scale, kV, 1);
+          }
+          wait_for_copies<0>();
+          __syncthreads();
+          sum_state(scale);
+        } while (scale-- > 0);
+      }
+    } else {
+      add_states(parts);
     }
     if (!(phases & kOutput)) {
       leave_states(parts);
       return;
     }
-    copy(kQ, 0);
-    commit_copies();
-    if (!(phases & kState)) add_states(parts);
     round_states();
-    int scale = scales;
-    do {
-      if (scale > 0) load_weights(scale, kQ, 0);
-      wait_for_copies<0>();
-      __syncthreads();
-      attend(scale, factor, eps);
-      __syncthreads();
-    } while (scale-- > 0);
+    to_first_tile();
+    for (int turn = 0; turn < turns; ++turn, to_next_tile()) {
+      copy(kQ, 0);
+      commit_copies();
+      int scale = scales;
+      do {
+        if (scale > 0) load_weights(scale, kQ, 0);
+        wait_for_copies<0>();
+        __syncthreads();
+        identify();
+        attend(scale, factor, eps);
+        __syncthreads();
+      } while (scale-- > 0);
+    }
   }
 };
 
@@ -623,11 +645,12 @@ struct Attention {
       const T* qkv, const T* depth_weight, const T* depth_bias, const T* group_weight,             \
       const T* group_bias, T* out, float* parts, const float* qkv_largest,                         \
       const float* out_largest, int height, int width, int heads, int scales, int kernel,          \
-      int tile_height, int tile_width, int phases, float eps) {                                    \
+      int tile_height, int tile_width, int turns, int first_image, int phases, float eps) {        \
     extern __shared__ __align__(16) unsigned char shared[];                                        \
     Attention<T, D, float32> attention{qkv, depth_weight, depth_bias, group_weight, group_bias,    \
                                        out, height, width, heads, scales, kernel, tile_height,     \
-                                       tile_width, 1.0f / power_below(qkv_largest)};               \
+                                       tile_width, turns, first_image,                             \
+                                       1.0f / power_below(qkv_largest)};                           \
     attention.set_up(shared, phases & kState ? 2 : 1);                                             \
     attention.run(phases, parts, power_below(out_largest), eps);                                   \
   }

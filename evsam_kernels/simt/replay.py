@@ -247,7 +247,11 @@ class _Counts:
     def kind(self, line: int) -> str:
         """What the PTX instruction of a line is; "" for none."""
         index = self._of_line.get(line)
-        return "" if index is None else self._report.instructions[index].kind
+        if index is None:
+            return ""
+        instruction = self._report.instructions[index]
+        # One that the lanes of a warp meet at is none in machine code.
+        return "warp barrier" if "bar.warp." in instruction.text else instruction.kind
 
     def predicated(self, line: int) -> bool:
         """Whether it runs under a predicate."""

@@ -98,6 +98,23 @@ def test_layers_of_the_models(launcher, size, kernel, launches):
     assert torch.equal(result, attend(launcher, qkv, 32, kernel)[0])
 
 
+def test_blocks_that_take_all_tiles_in_turn(launcher, monkeypatch):
+    # As if there were two multiprocessors: they take one image each, and share the third.
+    limits = launcher.limits
+    monkeypatch.setattr(
+        launcher, "limits", lambda tensor: limits(tensor)._replace(multiprocessors=2)
+    )
+    qkv = random_map(1, 32)
+    images = torch.cat([qkv] * 3).to(memory_format=torch.channels_last)
+    result, reports = attend(launcher, images, 32, 3)
+    assert [report.grid for report in reports] == [(1, 1, 2), (2, 1, 1), (2, 1, 1)]
+    assert relative_error(result[:1], attend_reference(qkv, 32, 3)) < 4 * 2**-11
+    assert torch.equal(result[:2], result[1:])
+    assert reports[0].unique_bytes["qkv"] == (2 * qkv.nbytes, 0)
+    assert reports[0].unique_bytes["out"] == (0, 2 * result[0].nbytes)
+    assert reports[0].unique_bytes["parts"] == (0, 0)
+
+
 def test_counters(launcher):
     qkv = random_map(2, 16)
     result, (report,) = attend(launcher, qkv, 32, 5)
@@ -125,13 +142,13 @@ def test_head_dims_beyond_the_kernels_are_refused():
 
 MUTATIONS = {
     "barrier before warps add their states deleted": (
-        "    __syncthreads();\n    const auto each",
-        "    const auto each",
+        "    __syncthreads();\n    constexpr int kSlots",
+        "    constexpr int kSlots",
         "race",
     ),
-    "barrier between two warps that add their states deleted": (
-        "      __syncthreads();\n      if (warp < half) {",
-        "      if (warp < half) {",
+    "barriers between warps that add their states deleted": (
+        "      }\n      __syncthreads();\n    }\n    const int rows",
+        "      }\n    }\n    const int rows",
         "race",
     ),
     "barrier after the last state deleted": (
@@ -145,8 +162,8 @@ MUTATIONS = {
         "race",
     ),
     "wait for a group too few": (
-        "        wait_for_copies<0>();\n        __syncthreads();\n        sum_state",
-        "        wait_for_copies<1>();\n        __syncthreads();\n        sum_state",
+        "wait_for_copies<0>();\n          __syncthreads();\n          sum_state",
+        "wait_for_copies<1>();\n          __syncthreads();\n          sum_state",
         "unfinished copy",
     ),
     "mask of the halo dropped": (

@@ -199,6 +199,22 @@ def test_a_cuda_kernel_with_nested_loops_and_masks() -> None:
     assert estimate.seconds > 0
 
 
+def test_a_warps_barrier_is_none_of_the_block() -> None:
+    module = simt.compile_cuda(
+        """extern "C" __global__ void turn(float* x) {
+            __shared__ float all[64];
+            all[threadIdx.x] = x[threadIdx.x];
+            __syncwarp();
+            float next = all[threadIdx.x ^ 1];
+            __syncthreads();
+            x[threadIdx.x] = next + all[63 - threadIdx.x];
+        }"""
+    )
+    report = module.launch("turn", grid=1, block=64, shared=0, args=[torch.zeros(64)])
+    estimate = simt.replay(simt.Launch(module, report))
+    assert estimate.replayed["barrier"] == estimate.counted["barrier"] == 1
+
+
 def test_the_estimate_says_that_it_is_one(plain: simt.Estimate) -> None:
     assert "estimate, uncalibrated" in str(plain)
 

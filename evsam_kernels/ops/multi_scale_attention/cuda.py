@@ -1,4 +1,4 @@
-"""`multi_scale_attention` with its aggregations and attention in one CUDA launch, or in two.
+"""`multi_scale_attention` with its aggregations and attention in one CUDA launch, up to three.
 
 qkv and the projection are products of `conv_act` in Triton. Head dimensions without a kernel are
 padded with channels of zeros, which add nothing to any sum, and smaller kernels of the depthwise
@@ -8,6 +8,7 @@ convolutions with taps of zeros to the largest.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -121,7 +122,7 @@ def _shared(
     map_width = (-(-tile[1] // columns) * columns + kernel - 1) | 1
     pitch, warps = dim + 8, _WARPS[dim]
     floats = 2 * kernel * kernel * dim + 2 * dim * pitch
-    floats += max(warps * 16 * pitch, warps // 2 * (min(dim, 32) + 1) * dim)
+    floats += max(warps * 16 * pitch, warps // 2 * (min(dim, 32) + 1) * (dim + 4))
     floats += (1 + scales) * (dim + 8) * pitch
     pixels = map_height * map_width
     return parts * pixels * dim * element + 4 * floats
@@ -155,6 +156,19 @@ def _tile(
     return min(fitting)[3]
 
 
+def _whole(images: int, heads: int, tiles: int, multiprocessors: int) -> int:
+    """Images of which a block takes all tiles of a head; blocks take a tile each of the others.
+
+    As many as let the launches end soonest, where a multiprocessor has one block at a time.
+    """
+
+    def turns(whole: int) -> float:
+        split = math.ceil((images - whole) * heads * tiles / multiprocessors) / tiles
+        return math.ceil(whole * heads / multiprocessors) + split
+
+    return min(range(images, -1, -1), key=turns)
+
+
 def _attend(
     qkv: Tensor,  # [B, heads * 3 * dim, H, W]
     depth_weight: Tensor | None,  # [scales, heads * 3, kernel * kernel, dim]
@@ -173,20 +187,28 @@ def _attend(
     heads = channels // (3 * dim)
     scales = 0 if depth_weight is None else depth_weight.shape[0]
     element = qkv.element_size()
-    tile = _tile(height, width, batch * heads, kernel, dim, scales, element, limits(qkv))
+    gpu = limits(qkv)
+    tile = _tile(height, width, batch * heads, kernel, dim, scales, element, gpu)
     tiles = -(-height // tile[0]) * -(-width // tile[1])
+    whole = _whole(batch, heads, tiles, gpu.multiprocessors)
     name = str(qkv.dtype).removeprefix("torch.")
     if qkv.dtype == torch.float32 and conv_precision() == "tf32":
         name = "tf32"
     parts = None
-    if tiles > 1:
-        size = (batch, heads, tiles, 1 + scales, dim + 1, dim)
+    if whole < batch:
+        size = (batch - whole, heads, tiles, 1 + scales, dim + 1, dim)
         parts = torch.empty(size, dtype=torch.float32, device=qkv.device)
-    for phases in [_STATE | _OUTPUT] if tiles == 1 else [_STATE, _OUTPUT]:
+    for phases, first, end, blocks in (
+        (_STATE | _OUTPUT, 0, whole, 1),
+        (_STATE, whole, batch, tiles),
+        (_OUTPUT, whole, batch, tiles),
+    ):
+        if first == end:
+            continue
         launch(
             "multi_scale_attention",
             f"multi_scale_attention_{name}_{dim}",
-            (tiles, heads, batch),
+            (blocks, heads, end - first),
             32 * _WARPS[dim],
             _shared(tile, 2 if phases & _STATE else 1, kernel, dim, scales, element),
             [
@@ -206,6 +228,8 @@ def _attend(
                 ("kernel", kernel),
                 ("tile_height", tile[0]),
                 ("tile_width", tile[1]),
+                ("turns", tiles // blocks),
+                ("first_image", first),
                 ("phases", phases),
                 ("eps", eps),
             ],
