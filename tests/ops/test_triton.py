@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from evsam_kernels.numerics.budget import assert_within_budget
 from evsam_kernels.numerics.cases import CASES, Case
 from evsam_kernels.numerics.validation import Step, validate
 from evsam_kernels.ops.registry import OPERATIONS, formula, implementation
+from evsam_kernels.ops.tiling import Tile
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytest.importorskip("evsam_kernels._simt", reason="the executor was not built")
@@ -59,6 +62,25 @@ LONG_SUMS = [
 def test_long_sums_at_full_precision(op, settings, full_precision):
     with simt.emulate():
         assert_within_budget(op, Case(op, "long sums", settings).operands(torch.float32), "triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("settings", "blocks"),
+    [
+        ({"channels": (200, 40), "size": (7, 9), "kernel": 1}, 3 * 2),
+        ({"channels": (40, 24), "size": (12, 10), "stride": 2, "residual": True}, 2),
+        ({"channels": (3, 24), "size": (7, 9), "activation": "gelu"}, 3),
+    ],
+    ids=["1x1", "many taps", "all taps at once"],
+)
+def test_tiles_whose_rows_are_no_power_of_two(settings, blocks, dtype, full_precision, monkeypatch):
+    kernels = importlib.import_module("evsam_kernels.ops.conv_act.triton")
+    monkeypatch.setattr(kernels, "choose", lambda *_: Tile(48, 32, 32, 4, 3))
+    operands = Case("conv_act", "rows", settings).operands(dtype)
+    with simt.emulate() as emulation:
+        assert_within_budget("conv_act", operands, "triton")
+    assert emulation.launches[0].report.grid == (blocks, 1, 1)
 
 
 @pytest.mark.parametrize("op", ["conv_act", "fused_mbconv", "relu_linear_attention"])

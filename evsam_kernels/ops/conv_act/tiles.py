@@ -21,8 +21,12 @@ OTHER_HALF_TILES = (
     Tile(128, 64, 64, 4, 3),
     Tile(64, 128, 64, 4, 3),
     Tile(64, 64, 64, 4, 3),
+    Tile(80, 128, 32, 4, 4),
+    Tile(80, 128, 64, 4, 3),
+    Tile(160, 128, 32, 4, 4),
 )
-"""Which the rule cannot tell from those."""
+"""Which the rule leaves out: it cannot tell deeper steps from those, nor does it know that rows in
+parts of 16 or 32 are too few for the tensor cores of compute capability 9.0."""
 
 
 def tile_of(dtype: torch.dtype, rows: int, columns: int, limits: Limits) -> Tile:

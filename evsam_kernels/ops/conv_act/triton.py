@@ -5,6 +5,9 @@ Layout: NHWC, so that a pixel's channels are the row of a matrix; nothing is lai
 BM output pixels times BN output channels; the sum over taps and channels stays in registers, and
 bias, activation and residual are applied there. Global memory: a tile's pixels once for every BN
 output channels, from L2 mostly, the weights once for every BM pixels, residual and result once.
+
+BM need not be a power of two: a small map's tiles of 64 or 128 rows may be hardly more than fit one
+round of the multiprocessors, where those of 80 or 160 fill it.
 """
 
 from __future__ import annotations
@@ -154,82 +157,103 @@ def conv_kernel(
     BK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    # Tensors' sizes are powers of two: 80 rows are five parts of 16, which share the weights.
+    PART: tl.constexpr = BM & -BM
+    PARTS: tl.constexpr = BM // PART
+    # Rows are pixels of the input as well, wherever in their maps these are.
+    POINTWISE: tl.constexpr = KERNEL == 1 and STRIDE == 1
+    APART: tl.constexpr = PRECISION == "ieee" and x.dtype.element_ty == tl.float32
     column_tiles = tl.cdiv(out_channels, BN)
     tile = tl.program_id(0)
     group = tl.program_id(1)
     first_row = (tile // column_tiles) * BM
-    row = first_row + tl.arange(0, BM)
     column = (tile % column_tiles) * BN + tl.arange(0, BN)
     step = tl.arange(0, BK)
-    in_row = row < pixels
     in_column = column < out_channels
 
-    image, out_y, out_x = position(row, out_height, out_width)
-    top = out_y * STRIDE - (KERNEL // 2) * DILATION
-    left = out_x * STRIDE - (KERNEL // 2) * DILATION
     all_channels = groups * channels
     # 64 bits for the tile's first line alone, which leaves registers: the others are near it.
-    first_image, first_y, _ = position(first_row, out_height, out_width)
-    first_line = first_image * height + first_y * STRIDE
-    first_at = first_line.to(tl.int64) * width * all_channels + group * channels
-    corner = (image * height + top - first_line) * width + left
-    x_at = x + first_at + ((corner * all_channels)[:, None] + step[None, :])
-    inside = taps_inside(top, left, height, width, DILATION, KERNEL)
-    inside = tl.where(in_row, inside, tl.zeros_like(inside))
+    if POINTWISE:
+        first_pixel = first_row.to(tl.int64)
+    else:
+        first_image, first_y, _ = position(first_row, out_height, out_width)
+        first_line = first_image * height + first_y * STRIDE
+        first_pixel = first_line.to(tl.int64) * width
+    x_first = x + (first_pixel * all_channels + group * channels)
+    x_at: tl.tuple = ()
+    inside: tl.tuple = ()
+    for i in tl.static_range(PARTS):
+        row = first_row + i * PART + tl.arange(0, PART)
+        in_row = row < pixels
+        if POINTWISE:
+            corner = row - first_row
+            inside += (in_row.to(tl.int32),)
+        else:
+            image, out_y, out_x = position(row, out_height, out_width)
+            top = out_y * STRIDE - (KERNEL // 2) * DILATION
+            left = out_x * STRIDE - (KERNEL // 2) * DILATION
+            corner = (image * height + top - first_line) * width + left
+            taps = taps_inside(top, left, height, width, DILATION, KERNEL)
+            inside += (tl.where(in_row, taps, tl.zeros_like(taps)),)
+        x_at += (x_first + ((corner * all_channels)[:, None] + step[None, :]),)
 
     # One column of the operand's transpose is an output channel's weights, one after the other.
     of_channel = (group * out_channels + column) * (KERNEL * KERNEL * channels)
     weight_at = weight + of_channel[None, :] + step[:, None]
 
-    part = tl.zeros((BM, BN), tl.float32)
-    total = 0.0 if PRECISION != "ieee" or x.dtype.element_ty != tl.float32 else part
+    parts = (tl.zeros((PART, BN), tl.float32),) * PARTS
+    totals = parts if APART else (0.0,) * PARTS
     if CHANNEL_STEPS == 0:
         of_tap = step // channels
         offset = ((of_tap // KERNEL) * width + of_tap % KERNEL) * DILATION * all_channels
         offset -= of_tap * channels
         in_sum = step < KERNEL * KERNEL * channels
-        in_both = (((inside[:, None] >> of_tap[None, :]) & 1) != 0) & in_sum[None, :]
-        part = tl.dot(
-            tl.load(x_at + offset[None, :], mask=in_both, other=0.0),
-            tl.load(weight_at, mask=in_sum[:, None] & in_column[None, :], other=0.0),
-            part,
-            input_precision=PRECISION,
-        )
+        b = tl.load(weight_at, mask=in_sum[:, None] & in_column[None, :], other=0.0)
+        products: tl.tuple = ()
+        for i in tl.static_range(PARTS):
+            in_both = (((inside[i][:, None] >> of_tap[None, :]) & 1) != 0) & in_sum[None, :]
+            a = tl.load(x_at[i] + offset[None, :], mask=in_both, other=0.0)
+            products += (tl.dot(a, b, parts[i], input_precision=PRECISION),)
+        parts = products
     for k in tl.range(0, KERNEL * KERNEL * CHANNEL_STEPS, num_stages=STAGES):
         tap = k // CHANNEL_STEPS
         first = (k % CHANNEL_STEPS) * BK
         moved = ((tap // KERNEL) * width + tap % KERNEL) * DILATION * all_channels + first
-        in_map = ((inside >> tap) & 1) != 0
-        if WHOLE_STEPS:
-            a = tl.load(x_at + moved, mask=in_map[:, None], other=0.0)
-            b = tl.load(weight_at + (tap * channels + first), mask=in_column[None, :], other=0.0)
-        else:
-            in_step = first + step < channels
-            a = tl.load(x_at + moved, mask=in_map[:, None] & in_step[None, :], other=0.0)
-            b = tl.load(
-                weight_at + (tap * channels + first),
-                mask=in_step[:, None] & in_column[None, :],
-                other=0.0,
-            )
-        part, total = add_product(a, b, part, total, k, PRECISION)
-    total += part
+        in_step = first + step < channels
+        in_b = in_column[None, :] if WHOLE_STEPS else in_step[:, None] & in_column[None, :]
+        b = tl.load(weight_at + (tap * channels + first), mask=in_b, other=0.0)
+        new_parts: tl.tuple = ()
+        new_totals: tl.tuple = ()
+        for i in tl.static_range(PARTS):
+            in_map = (((inside[i] >> tap) & 1) != 0)[:, None]
+            in_a = in_map if WHOLE_STEPS else in_map & in_step[None, :]
+            a = tl.load(x_at[i] + moved, mask=in_a, other=0.0)
+            part, total = add_product(a, b, parts[i], totals[i], k, PRECISION)
+            new_parts += (part,)
+            new_totals += (total,)
+        parts, totals = new_parts, new_totals
 
-    if x_largest is not None:
-        total /= power_below(tl.load(x_largest))
-    if bias is not None:
-        offset = tl.load(bias + group * out_channels + column, mask=in_column, other=0.0)
-        total = plus(total, offset.to(tl.float32)[None, :])
-    total = activate(total, ACTIVATION)
-    first_at = first_row.to(tl.int64) * (groups * out_channels) + group * out_channels
-    at = (tl.arange(0, BM) * (groups * out_channels))[:, None] + column[None, :]
-    inside_map = in_row[:, None] & in_column[None, :]
-    if residual is not None:
-        total = plus(
-            total, tl.load(residual + first_at + at, mask=inside_map, other=0.0).to(tl.float32)
-        )
-    if y_largest is not None:
-        total *= power_below(tl.load(y_largest))
-    tl.store(y + first_at + at, total.to(y.dtype.element_ty), mask=inside_map)
+    for i in tl.static_range(PARTS):
+        total = parts[i]
+        if APART:
+            total += totals[i]  # Elsewhere zero, which the compiler would add all the same.
+        if x_largest is not None:
+            total /= power_below(tl.load(x_largest))
+        if bias is not None:
+            offset = tl.load(bias + group * out_channels + column, mask=in_column, other=0.0)
+            total = plus(total, offset.to(tl.float32)[None, :])
+        total = activate(total, ACTIVATION)
+        row = first_row + i * PART
+        first_at = row.to(tl.int64) * (groups * out_channels) + group * out_channels
+        at = (tl.arange(0, PART) * (groups * out_channels))[:, None] + column[None, :]
+        inside_map = (row + tl.arange(0, PART) < pixels)[:, None] & in_column[None, :]
+        if residual is not None:
+            total = plus(
+                total, tl.load(residual + first_at + at, mask=inside_map, other=0.0).to(tl.float32)
+            )
+        if y_largest is not None:
+            total *= power_below(tl.load(y_largest))
+        tl.store(y + first_at + at, total.to(y.dtype.element_ty), mask=inside_map)
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
