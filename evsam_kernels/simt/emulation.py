@@ -110,10 +110,13 @@ def current() -> Emulation | None:
 
 
 def spread(blocks: int, sample: int) -> list[int]:
-    """`sample` indices of blocks, or all where there are no more: first, last, others evenly."""
+    """`sample` indices of blocks, or all where there are no more: the middles of equal runs.
+
+    A grid's first and last block are less like the others: corners of a map, part of a tile.
+    """
     if sample >= blocks:
         return list(range(blocks))
-    return sorted({round(i * (blocks - 1) / max(sample - 1, 1)) for i in range(sample)})
+    return [(2 * i + 1) * blocks // (2 * sample) for i in range(sample)]
 
 
 def unwritten(tensor: torch.Tensor) -> torch.Tensor:

@@ -195,7 +195,7 @@ def test_operations_run_their_triton_kernels() -> None:
 
 @pytest.mark.parametrize(
     ("blocks", "sample", "chosen"),
-    [(10, 3, [0, 4, 9]), (10, 1, [0]), (3, 8, [0, 1, 2]), (5, 5, [0, 1, 2, 3, 4]), (8, 2, [0, 7])],
+    [(10, 3, [1, 5, 8]), (10, 1, [5]), (3, 8, [0, 1, 2]), (5, 5, [0, 1, 2, 3, 4]), (8, 2, [2, 6])],
 )
 def test_a_sample_is_spread_over_the_grid(blocks: int, sample: int, chosen: list[int]) -> None:
     assert emulation.spread(blocks, sample) == chosen
