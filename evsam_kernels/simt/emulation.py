@@ -157,9 +157,9 @@ def emulate(
         check: whether accesses are checked against each other and counted. Bounds are checked
             always.
         threads: of the CPU; all by default.
-        sample: run only about so many blocks of each launch, the first, the last and others between
-            them: to count large launches. Values mean nothing then, memory that nothing has
-            written is not looked for, and outputs start out as zeros.
+        sample: run only so many blocks of each launch, evenly spread: to count large launches.
+            Values mean nothing then, memory that nothing has written is not looked for, and
+            outputs start out as zeros.
         auto: have `backend="auto"` take what it takes on a GPU. Otherwise kernels for GPUs run
             where they are asked for by name, as anything is faster than the executor.
 
