@@ -22,6 +22,7 @@ from evsam_kernels.cli.pictures import PHOTOGRAPH, read
 from evsam_kernels.nn.folded import FoldedBlock
 from evsam_kernels.numerics.budget import Expectation, Row, compare, measure, one_thread
 from evsam_kernels.numerics.plain import evaluate, plain, yardstick
+from evsam_kernels.numerics.tf32 import tf32
 from evsam_kernels.numerics.validation import DTYPES
 from evsam_kernels.sam.preprocess import coordinate_scale, resized_shape
 
@@ -99,7 +100,7 @@ def validate(
     """Hold a model against float64, at one dtype after the other.
 
     The fused encoder's embedding, at its dtype, goes through the same plain mask decoder, at
-    float32, as plain PyTorch's does.
+    float32, as plain PyTorch's does. Nothing takes TF32.
 
     Args:
         model: not fused.
@@ -125,12 +126,12 @@ def validate(
     oracle_masks = decoding.masks(oracle_logits)
     for dtype_name in dtypes:
         dtype = DTYPES[dtype_name]
-        with progress(f"plain PyTorch, {dtype_name}", 1) as advance:
+        with progress(f"plain PyTorch, {dtype_name}", 1) as advance, tf32(False):
             unfused, errors, how = yardstick(encoder, pixels, dtype, oracle, device)
             unfused_logits = decoding.logits(unfused)
             advance()
         began = time.perf_counter()
-        with simt.emulate(auto=True) if emulated else nullcontext() as emulation:
+        with tf32(False), simt.emulate(auto=True) if emulated else nullcontext() as emulation:
             embedding, backends = _encode(encoder, pixels[0].to(device), backend, dtype)
         seconds = time.perf_counter() - began
         logits = decoding.logits(embedding)

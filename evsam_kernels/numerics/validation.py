@@ -11,6 +11,7 @@ import torch
 from evsam_kernels.backends import BACKENDS
 from evsam_kernels.numerics.budget import WORTHLESS, Row, expect, judge
 from evsam_kernels.numerics.cases import CASES, Case
+from evsam_kernels.numerics.tf32 import tf32
 from evsam_kernels.ops.registry import OPERATIONS, has_kernel
 
 DTYPES = {
@@ -81,33 +82,40 @@ def plan(
 def validate(steps: Iterable[Step], device: torch.device | str = "cpu") -> Iterator[list[Row]]:
     """Compute the steps one by one and yield the rows of each.
 
-    An error that an operation raises becomes a failed row.
+    An error that an operation raises becomes a failed row. Without TF32, whatever PyTorch's
+    settings are: its rounding would hide that of float32.
     """
     for step in steps:
-        op, case = step.case.op, step.case.name
-        operands = step.case.operands(DTYPES[step.dtype], device)
-        expected = expect(op, operands, gradients=step.case.quick)
-        rows = []
-        for backend in step.backends:
-            try:
-                rows += judge(op, case, backend, operands, expected)
-            except Exception as error:
-                rows.append(
-                    Row(
-                        op=op,
-                        case=case,
-                        backend=backend,
-                        dtype=step.dtype,
-                        quantity="output",
-                        shape=tuple(expected["output"].oracle.shape),
-                        ours=WORTHLESS,
-                        plain=expected["output"].plain,
-                        budget=expected["output"].budget,
-                        yardstick=expected["output"].yardstick,
-                        failure=f"{type(error).__name__}: {error}",
-                    )
-                )
+        with tf32(False):
+            rows = _rows(step, device)
         yield rows
+
+
+def _rows(step: Step, device: torch.device | str) -> list[Row]:
+    op, case = step.case.op, step.case.name
+    operands = step.case.operands(DTYPES[step.dtype], device)
+    expected = expect(op, operands, gradients=step.case.quick)
+    rows: list[Row] = []
+    for backend in step.backends:
+        try:
+            rows += judge(op, case, backend, operands, expected)
+        except Exception as error:
+            rows.append(
+                Row(
+                    op=op,
+                    case=case,
+                    backend=backend,
+                    dtype=step.dtype,
+                    quantity="output",
+                    shape=tuple(expected["output"].oracle.shape),
+                    ours=WORTHLESS,
+                    plain=expected["output"].plain,
+                    budget=expected["output"].budget,
+                    yardstick=expected["output"].yardstick,
+                    failure=f"{type(error).__name__}: {error}",
+                )
+            )
+    return rows
 
 
 @dataclass(frozen=True)

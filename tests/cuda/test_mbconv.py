@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tf32 import tf32
 
 import evsam_kernels as ek
 from evsam_kernels import cuda, simt
 from evsam_kernels.backends import BACKENDS, BackendUnavailableError, build_info
 from evsam_kernels.numerics.budget import assert_within_budget
 from evsam_kernels.numerics.cases import CASES, Case
+from evsam_kernels.numerics.tf32 import tf32
 from evsam_kernels.numerics.validation import Step, validate
 from evsam_kernels.ops.mbconv.tiles import tile_of
 from evsam_kernels.simt import toolchain

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tf32 import tf32
 from torch import Tensor
 
 import evsam_kernels as ek
 from evsam_kernels import simt
 from evsam_kernels.numerics.cases import CASES, Case
+from evsam_kernels.numerics.tf32 import tf32
 from evsam_kernels.numerics.validation import Step, validate
 from evsam_kernels.ops.relu_linear_attention.reference import relu_linear_attention
 from evsam_kernels.simt import emulation as emulator

@@ -8,11 +8,13 @@ import pytest
 import torch
 from support.backends import made_up_backend
 
+from evsam_kernels import simt
 from evsam_kernels.backends import BACKENDS, Backend
 from evsam_kernels.numerics.budget import Errors, Row
 from evsam_kernels.numerics.cases import CASES
 from evsam_kernels.numerics.validation import (
     DTYPES,
+    Step,
     available_backends,
     badness,
     plan,
@@ -140,3 +142,13 @@ def test_rows_without_a_ratio_are_the_worst():
 def test_validation_on_a_gpu():
     rows = [row for found in validate(plan(quick=True, device="cuda"), "cuda") for row in found]
     assert not [str(row) for row in rows if not row.passed]
+
+
+def test_float32_is_not_rounded_to_tf32(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    (case,) = (case for case in CASES["conv_act"] if case.name == "1x1")
+    with simt.emulate():
+        (rows,) = validate([Step(case, "float32", ("triton",))])
+    assert rows and all(row.passed for row in rows), rows
+    assert torch.backends.cudnn.allow_tf32

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from support.tf32 import tf32
 from torch import Tensor
 
 from evsam_kernels import simt
 from evsam_kernels.numerics.budget import assert_within_budget, call
 from evsam_kernels.numerics.cases import Case, map_operands
+from evsam_kernels.numerics.tf32 import tf32
 from evsam_kernels.numerics.validation import available_backends
 from evsam_kernels.ops.layout import channels_last_strides
 from evsam_kernels.ops.registry import OPERATIONS, has_kernel

@@ -7,7 +7,6 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tf32 import tf32
 from torch import Tensor
 
 import evsam_kernels as ek
@@ -15,6 +14,7 @@ from evsam_kernels import simt
 from evsam_kernels.backends import BackendUnavailableError
 from evsam_kernels.numerics.budget import assert_within_budget
 from evsam_kernels.numerics.cases import CASES, Case
+from evsam_kernels.numerics.tf32 import tf32
 from evsam_kernels.numerics.validation import Step, validate
 from evsam_kernels.ops.registry import OPERATIONS, formula, implementation
 from evsam_kernels.ops.tiling import Tile

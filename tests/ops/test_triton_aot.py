@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.tf32 import tf32
 
 import evsam_kernels as ek
 from evsam_kernels import simt
 from evsam_kernels.numerics.cases import Case
+from evsam_kernels.numerics.tf32 import tf32
 from evsam_kernels.ops import tiling
 from evsam_kernels.ops.tiling import Entry
 from evsam_kernels.simt import emulation, toolchain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ import torch
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Let convolutions and matrix products round float32 to TF32, or not."""
-    settings = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    settings: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [setting.allow_tf32 for setting in settings]
     try:
         for setting in settings:
