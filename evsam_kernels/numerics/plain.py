@@ -80,9 +80,8 @@ def plain_channels_last(
     module: nn.Module, dtype: torch.dtype, device: str = "cpu", *, wide: bool = False
 ) -> nn.Module:
     """`plain(module)` at `dtype`, its weights in the layout that the package's own have."""
-    copied: Any = plain(
-        module, wide=wide
-    )  # torch.nn.Module.to() is declared without memory_format.
+    # torch.nn.Module.to() is declared without memory_format.
+    copied: Any = plain(module, wide=wide)
     converted: nn.Module = copied.to(device, dtype, memory_format=torch.channels_last)
     return converted
 

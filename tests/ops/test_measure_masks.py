@@ -93,7 +93,7 @@ def test_close_values_are_resolved_where_the_rounding_is_known(monkeypatch, know
         return reference.measure_masks(*arguments)
 
     # In place of the module, as the test's own results come from it too.
-    monkeypatch.setattr(cpu, "reference", SimpleNamespace(**{**vars(reference)}))
+    monkeypatch.setattr(cpu, "reference", SimpleNamespace(**vars(reference)))
     monkeypatch.setattr(cpu.reference, "measure_masks", counted)
     found = measure_masks(logits, sizes, backend="cpu")
     for ours, theirs in zip(found, expected, strict=True):
