@@ -2,8 +2,8 @@
 //
 // Layout: see positions.h. Tile: the scores of one head, [tokens][64], in L1; the softmax over positions is
 // that of Milakov and Gimelshein (arXiv 1805.02867), the sums being scaled down when the maximum rises.
-// Main memory: the prompt's basis once, from L2 where update_keys has just written it; the shared maps once
-// a prompt, from L2 or L3. A thread takes a prompt, or a few of its heads where there are few prompts.
+// Main memory: a prompt's basis once; a tile of the shared maps once for a few prompts, which follow one
+// another while it is in L2. A thread takes these, or a few heads of a prompt where there are few prompts.
 
 #include "evsam/attend_keys.h"
 
@@ -14,25 +14,36 @@
 namespace evsam::EVSAM_ISA {
 namespace {
 
-struct Room {
-  float *largest, *total;  // [heads][tokens]
-  float* shared;           // [heads][tokens][head_dim]
-  float* of_basis;         // [heads][tokens][columns_of(rank)]
-  float* keys;             // [head_dim][64]
-  float* scores;           // [tokens][64]
-  float* transposed;       // [64][columns_of(rank)]
+// What a prompt's tokens have summed up so far. Rows are those of all heads, one after the other.
+struct Sums {
+  float* largest;   // [heads][tokens]
+  float* total;     // [heads][tokens], a vector each
+  float* shared;    // [heads][tokens][head_dim]
+  float* of_basis;  // [heads][tokens][columns_of(rank)]
 
-  Room(Pieces& pieces, const AttendKeysArgs& args)
+  Sums() = default;
+  Sums(Pieces& pieces, const AttendKeysArgs& args)
       : largest(pieces.take<float>(args.heads * args.tokens)),
-        total(pieces.take<float>(args.heads * args.tokens)),
+        total(pieces.take<float>(args.heads * args.tokens * lanes)),
         shared(pieces.take<float>(args.heads * args.tokens * args.head_dim)),
-        of_basis(pieces.take<float>(args.heads * args.tokens * columns_of(args.rank))),
-        keys(pieces.take<float>(args.head_dim * positions)),
-        scores(pieces.take<float>(args.tokens * positions)),
-        transposed(pieces.take<float>(positions * columns_of(args.rank))) {}
+        of_basis(pieces.take<float>(args.heads * args.tokens * columns_of(args.rank))) {}
 
   // So many are whole vectors.
   static std::int64_t columns_of(std::int64_t rank) { return quotient_up(rank, lanes) * lanes; }
+};
+
+struct Room {
+  Sums of_prompt[prompts_at_once];
+  float* keys;        // [head_dim][64]
+  float* scores;      // [tokens][64]
+  float* transposed;  // [64][columns_of(rank)]
+
+  Room(Pieces& pieces, const AttendKeysArgs& args)
+      : keys(pieces.take<float>(args.head_dim * positions)),
+        scores(pieces.take<float>(args.tokens * positions)),
+        transposed(pieces.take<float>(positions * Sums::columns_of(args.rank))) {
+    for (Sums& sums : of_prompt) sums = Sums(pieces, args);
+  }
 };
 
 void multiply_row(float* row, std::int64_t count, float by) {
@@ -108,85 +119,100 @@ void weigh(std::int64_t rows, std::int64_t columns, const float* weights, const 
   }
 }
 
-// Heads [begin, end) of one prompt.
-void attend(const AttendKeysArgs& args, std::int64_t prompt, std::int64_t begin, std::int64_t end,
-            const Room& room) {
-  const std::int64_t tokens = args.tokens, head_dim = args.head_dim, rank = args.rank;
-  const std::int64_t inner = args.heads * head_dim, columns = Room::columns_of(rank);
-  const std::int64_t tiles = quotient_up(args.positions, positions);
+// Takes the scores of a row in a tile, and leaves their weights in their place.
+void weights_of(float* scores, std::int64_t row, std::int64_t head_dim, std::int64_t columns,
+                const Sums& sums) {
   constexpr float log2_e = 1.44269504f;
+  Vec highest = load(scores);
+  over_positions([&](std::int64_t n) { highest = larger(load(scores + n), highest); });
+  const float here = largest(highest);
+  float* total = sums.total + row * lanes;
+  if (here > sums.largest[row]) {
+    const float by = two_to_the<float>(broadcast((sums.largest[row] - here) * log2_e))[0];
+    sums.largest[row] = here;
+    multiply_row(total, lanes, by);
+    multiply_row(sums.shared + row * head_dim, head_dim, by);
+    multiply_row(sums.of_basis + row * columns, columns, by);
+  }
+  Vec of_tile = zero();
+  over_positions([&](std::int64_t n) {
+    const Vec weight = two_to_the<float>((load(scores + n) - sums.largest[row]) * log2_e);
+    of_tile += weight;
+    store(scores + n, weight);
+  });
+  store(total, load(total) + of_tile);
+}
 
-  const std::int64_t first_row = begin * tokens, end_row = end * tokens;
-  for (std::int64_t row = first_row; row < end_row; ++row)
-    room.largest[row] = -__builtin_inff(), room.total[row] = 0;
-  const auto clear = [&](float* from, std::int64_t width) {
-    __builtin_memset(from + first_row * width, 0, (end_row - first_row) * width * sizeof(float));
-  };
-  clear(room.shared, head_dim);
-  clear(room.of_basis, columns);
+// Adds a tile of positions to the sums of heads [begin, end) of a prompt.
+void attend_tile(const AttendKeysArgs& args, std::int64_t prompt, std::int64_t tile, std::int64_t begin,
+                 std::int64_t end, const Sums& sums, const Room& room) {
+  const std::int64_t tokens = args.tokens, head_dim = args.head_dim, rank = args.rank;
+  const std::int64_t inner = args.heads * head_dim, columns = Sums::columns_of(rank);
+  const std::int64_t tiles = quotient_up(args.positions, positions);
+  const std::int64_t used = least(positions, args.positions - tile * positions);
+  const std::int64_t place = prompt * tiles + tile;
+  const float* basis = args.basis + place * rank * positions;
+  const float* scales = rank == 0 ? nullptr : args.scales + place * positions;
+  transpose_positions(rank, basis, columns, room.transposed);
 
-  for (std::int64_t tile = 0; tile < tiles; ++tile) {
-    const std::int64_t used = least(positions, args.positions - tile * positions);
-    const std::int64_t place = prompt * tiles + tile;
-    const float* basis = args.basis + place * rank * positions;
-    const float* scales = rank == 0 ? nullptr : args.scales + place * positions;
-    transpose_positions(rank, basis, columns, room.transposed);
-
-    for (std::int64_t head = begin; head < end; ++head) {
-      const std::int64_t at = (tile * inner + head * head_dim) * positions;
-      const std::int64_t of_head = prompt * args.heads + head;
-      const float* keys = args.keys + at;
-      if (rank > 0) {
-        scale_and_add(head_dim, keys, scales, args.offsets + at, room.keys);
-        keys = room.keys;
-      }
-      multiply_positions(tokens, head_dim, args.queries + of_head * head_dim * tokens, tokens, keys,
-                         room.scores, false);
-      multiply_positions(tokens, rank, args.row_queries + of_head * rank * tokens, tokens, basis,
-                         room.scores, true);
-      for (std::int64_t token = 0; token < tokens; ++token) {
-        float* scores = room.scores + token * positions;
-        for (std::int64_t n = used; n < positions; ++n) scores[n] = -__builtin_inff();
-        const std::int64_t row = head * tokens + token;
-        Vec highest = load(scores);
-        over_positions([&](std::int64_t n) { highest = larger(load(scores + n), highest); });
-        const float here = largest(highest);
-        if (here > room.largest[row]) {
-          const float by = two_to_the<float>(broadcast((room.largest[row] - here) * log2_e))[0];
-          room.largest[row] = here;
-          room.total[row] *= by;
-          multiply_row(room.shared + row * head_dim, head_dim, by);
-          multiply_row(room.of_basis + row * columns, columns, by);
-        }
-        Vec total = zero();
-        over_positions([&](std::int64_t n) {
-          const Vec weight = two_to_the<float>((load(scores + n) - room.largest[row]) * log2_e);
-          total += weight;
-          store(scores + n, weight);
-        });
-        room.total[row] += sum(total);
-      }
-      const std::int64_t row = head * tokens;
-      weigh(tokens, columns, room.scores, room.transposed, columns, room.of_basis + row * columns,
-            columns);
-      if (rank > 0)
-        for (std::int64_t token = 0; token < tokens; ++token)
-          over_positions([&](std::int64_t n) {
-            float* weight = room.scores + token * positions + n;
-            store(weight, load(weight) * load(scales + n));
-          });
-      weigh(tokens, head_dim, room.scores, args.values + tile * positions * inner + head * head_dim,
-            inner, room.shared + row * head_dim, head_dim);
+  for (std::int64_t head = begin; head < end; ++head) {
+    const std::int64_t at = (tile * inner + head * head_dim) * positions;
+    const std::int64_t of_head = prompt * args.heads + head, row = head * tokens;
+    const float* keys = args.keys + at;
+    if (rank > 0) {
+      scale_and_add(head_dim, keys, scales, args.offsets + at, room.keys);
+      keys = room.keys;
     }
+    multiply(tokens, {head_dim, args.queries + of_head * head_dim * tokens, tokens, keys},
+             {rank, args.row_queries + of_head * rank * tokens, tokens, basis}, room.scores);
+    for (std::int64_t token = 0; token < tokens; ++token) {
+      float* scores = room.scores + token * positions;
+      for (std::int64_t n = used; n < positions; ++n) scores[n] = -__builtin_inff();
+      weights_of(scores, row + token, head_dim, columns, sums);
+    }
+    weigh(tokens, columns, room.scores, room.transposed, columns, sums.of_basis + row * columns,
+          columns);
+    if (rank > 0)
+      for (std::int64_t token = 0; token < tokens; ++token)
+        over_positions([&](std::int64_t n) {
+          float* weight = room.scores + token * positions + n;
+          store(weight, load(weight) * load(scales + n));
+        });
+    weigh(tokens, head_dim, room.scores, args.values + tile * positions * inner + head * head_dim,
+          inner, sums.shared + row * head_dim, head_dim);
+  }
+}
+
+// Heads [begin, end) of a few prompts.
+void attend(const AttendKeysArgs& args, std::int64_t first, std::int64_t count, std::int64_t begin,
+            std::int64_t end, const Room& room) {
+  const std::int64_t head_dim = args.head_dim, rank = args.rank, columns = Sums::columns_of(rank);
+  const std::int64_t first_row = begin * args.tokens, rows = (end - begin) * args.tokens;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Sums& sums = room.of_prompt[i];
+    const auto clear = [&](float* from, std::int64_t width) {
+      __builtin_memset(from + first_row * width, 0, rows * width * sizeof(float));
+    };
+    for (std::int64_t row = 0; row < rows; ++row) sums.largest[first_row + row] = -__builtin_inff();
+    clear(sums.total, lanes);
+    clear(sums.shared, head_dim);
+    clear(sums.of_basis, columns);
   }
 
-  for (std::int64_t row = first_row; row < end_row; ++row) {
-    const std::int64_t to = prompt * args.heads * tokens + row;
-    const float by = 1 / room.total[row];
-    for (std::int64_t i = 0; i < head_dim; ++i)
-      args.shared[to * head_dim + i] = room.shared[row * head_dim + i] * by;
-    for (std::int64_t i = 0; i < rank; ++i)
-      args.of_basis[to * rank + i] = room.of_basis[row * columns + i] * by;
+  for (std::int64_t tile = 0; tile < quotient_up(args.positions, positions); ++tile)
+    for (std::int64_t i = 0; i < count; ++i)
+      attend_tile(args, first + i, tile, begin, end, room.of_prompt[i], room);
+
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Sums& sums = room.of_prompt[i];
+    for (std::int64_t row = first_row; row < first_row + rows; ++row) {
+      const std::int64_t to = (first + i) * args.heads * args.tokens + row;
+      const float by = 1 / sum(load(sums.total + row * lanes));
+      for (std::int64_t d = 0; d < head_dim; ++d)
+        args.shared[to * head_dim + d] = sums.shared[row * head_dim + d] * by;
+      for (std::int64_t k = 0; k < rank; ++k)
+        args.of_basis[to * rank + k] = sums.of_basis[row * columns + k] * by;
+    }
   }
 }
 
@@ -196,15 +222,17 @@ void attend_keys(const AttendKeysArgs& args) {
   Pieces counted;
   const Room one(counted, args);
   char* memory = scratch(args.num_threads * counted.bytes());
+  const Runs groups(args.batch, prompts_at_once, args.num_threads);
   const std::int64_t parts = args.batch < args.num_threads ? args.heads : 1;
   const std::int64_t operations = args.batch * args.heads * args.tokens * args.positions *
                                   2 * (args.head_dim + args.rank);
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(memory + member * counted.bytes());
     const Room room(pieces, args);
-    for_each(args.batch * parts, [&](std::int64_t task) {
-      const std::int64_t part = task % parts;
-      attend(args, task / parts, args.heads * part / parts, args.heads * (part + 1) / parts, room);
+    for_each(groups.size() * parts, [&](std::int64_t task) {
+      const std::int64_t group = task / parts, part = task % parts;
+      attend(args, groups.begin(group), groups.end(group) - groups.begin(group),
+             args.heads * part / parts, args.heads * (part + 1) / parts, room);
     });
   });
 }

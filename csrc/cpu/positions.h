@@ -16,6 +16,9 @@ namespace {
 
 constexpr std::int64_t positions = 64;
 
+// Prompts that a tile of the shared maps is read for, while it is in L2.
+constexpr std::int64_t prompts_at_once = 4;
+
 // Calls body(position) for the first position of every vector of a tile.
 template <class Body>
 EVSAM_INLINE void over_positions(const Body& body) {
@@ -38,18 +41,70 @@ constexpr int vectors_for(int rows) {
   return most_at_once < at_once ? at_once : most_at_once < of_a_row ? most_at_once : of_a_row;
 }
 
-// c[i][:] += sum over k of a[k][i] b[k][:], for a few vectors of columns; `start` [rows], where it is not
-// null, takes the place of what c holds.
-template <int rows, int vectors>
-EVSAM_INLINE void position_sums(std::int64_t inner, const float* a, std::int64_t a_stride,
-                                const float* b, float* c, const float* start) {
-  Vec sums[rows][vectors];
+// Row i is the sum over k < inner of a[k][i] b[k][:], rows of a being `a_stride` apart.
+struct Product {
+  std::int64_t inner;
+  const float* a;
+  std::int64_t a_stride;
+  const float* b;
+};
+
+constexpr Product nothing = {};
+
+// What becomes of a panel's sums: they are added to what c holds, or to a value for each row.
+struct Store {
+  float* c;
+  const float* start = nullptr;  // [rows], or null
+
+  template <int rows, int vectors>
+  EVSAM_INLINE void begin(std::int64_t at, Vec (&sums)[rows][vectors]) const {
 #pragma GCC unroll 8
-  for (int i = 0; i < rows; ++i)
+    for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v)
-      sums[i][v] = start == nullptr ? load(c + i * positions + v * lanes) : broadcast(start[i]);
-  for (std::int64_t k = 0; k < inner; ++k, a += a_stride, b += positions) {
+      for (int v = 0; v < vectors; ++v)
+        sums[i][v] = start == nullptr ? load(c + i * positions + at + v * lanes) : broadcast(start[i]);
+  }
+
+  template <int rows, int vectors>
+  EVSAM_INLINE void end(std::int64_t at, const Vec (&sums)[rows][vectors]) const {
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) store(c + i * positions + at + v * lanes, sums[i][v]);
+  }
+};
+
+// Or they are multiplied by `with` [rows][64], and what that comes to in all rows is added to `to` [64].
+struct Dot {
+  const float* with;
+  float* to;
+
+  template <int rows, int vectors>
+  EVSAM_INLINE void begin(std::int64_t, Vec (&sums)[rows][vectors]) const {
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) sums[i][v] = zero();
+  }
+
+  template <int rows, int vectors>
+  EVSAM_INLINE void end(std::int64_t at, const Vec (&sums)[rows][vectors]) const {
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) {
+      Vec total = load(to + at + v * lanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < rows; ++i)
+        total = fma(sums[i][v], load(with + i * positions + at + v * lanes), total);
+      store(to + at + v * lanes, total);
+    }
+  }
+};
+
+// A panel's columns from `at` on, as many as some vectors hold.
+template <int rows, int vectors>
+EVSAM_INLINE void add_product(const Product& product, std::int64_t at, Vec (&sums)[rows][vectors]) {
+  const float *a = product.a, *b = product.b + at;
+  for (std::int64_t k = 0; k < product.inner; ++k, a += product.a_stride, b += positions) {
     Vec columns[vectors];
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) columns[v] = load(b + v * lanes);
@@ -60,84 +115,97 @@ EVSAM_INLINE void position_sums(std::int64_t inner, const float* a, std::int64_t
       for (int v = 0; v < vectors; ++v) sums[i][v] = fma(value, columns[v], sums[i][v]);
     }
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < rows; ++i)
-#pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) store(c + i * positions + v * lanes, sums[i][v]);
+}
+
+template <int rows, int vectors, class Use>
+EVSAM_INLINE void panel_columns(const Product& one, const Product& other, std::int64_t at,
+                                const Use& use) {
+  Vec sums[rows][vectors];
+  use.begin(at, sums);
+  add_product(one, at, sums);
+  add_product(other, at, sums);
+  use.end(at, sums);
+}
+
+// The sum of two products of a few rows.
+template <int rows, class Use>
+__attribute__((noinline)) void panel_of_rows(const Product& one, const Product& other, const Use& use) {
+  constexpr int vectors = vectors_for(rows), rest = positions / lanes % vectors;
+  std::int64_t at = 0;
+  for (; at + vectors * lanes <= positions; at += vectors * lanes)
+    panel_columns<rows, vectors>(one, other, at, use);
+  if constexpr (rest > 0) panel_columns<rows, rest>(one, other, at, use);
 }
 
 constexpr int panel_rows = max_rows<float>;
 constexpr float zeros[panel_rows] = {};
 
-// c[i][:] = (accumulate ? c[i][:] : 0) + sum over k of a[k][i] b[k][:].
-template <int rows>
-__attribute__((noinline)) void position_panel(std::int64_t inner, const float* a,
-                                              std::int64_t a_stride, const float* b, float* c,
-                                              bool accumulate) {
-  constexpr int vectors = vectors_for(rows), rest = positions / lanes % vectors;
-  const float* start = accumulate ? nullptr : zeros;
-  std::int64_t at = 0;
-  for (; at + vectors * lanes <= positions; at += vectors * lanes)
-    position_sums<rows, vectors>(inner, a, a_stride, b + at, c + at, start);
-  if constexpr (rest > 0) position_sums<rows, rest>(inner, a, a_stride, b + at, c + at, start);
+template <class Use, int rows = panel_rows>
+void panel_of(std::int64_t count, const Product& one, const Product& other, const Use& use) {
+  if (count == rows) return panel_of_rows<rows>(one, other, use);
+  if constexpr (rows > 1) panel_of<Use, rows - 1>(count, one, other, use);
 }
 
-template <int rows = panel_rows>
-void position_panel_of(std::int64_t count, std::int64_t inner, const float* a,
-                       std::int64_t a_stride, const float* b, float* c, bool accumulate) {
-  if (count == rows) return position_panel<rows>(inner, a, a_stride, b, c, accumulate);
-  if constexpr (rows > 1)
-    position_panel_of<rows - 1>(count, inner, a, a_stride, b, c, accumulate);
-}
-
-// c[rows][64] = a^T b with a [inner][a_stride], b [inner][64]; added to what c holds where `accumulate`
-// is set. The rows are split evenly into panels.
-inline void multiply_positions(std::int64_t rows, std::int64_t inner, const float* a,
-                               std::int64_t a_stride, const float* b, float* c, bool accumulate) {
+// Calls body(begin, count) for the panels that rows are split into evenly.
+template <class Body>
+EVSAM_INLINE void over_panels(std::int64_t rows, const Body& body) {
   const std::int64_t panels = quotient_up(rows, panel_rows);
   for (std::int64_t p = 0; p < panels; ++p) {
-    const std::int64_t begin = rows * p / panels, end = rows * (p + 1) / panels;
-    position_panel_of(end - begin, inner, a + begin, a_stride, b, c + begin * positions, accumulate);
+    const std::int64_t begin = rows * p / panels;
+    body(begin, rows * (p + 1) / panels - begin);
   }
+}
+
+// The product's rows from one on.
+EVSAM_INLINE Product from_row(const Product& product, std::int64_t row) {
+  return {product.inner, product.a + row, product.a_stride, product.b};
+}
+
+// c[rows][64] = the sum of two products.
+inline void multiply(std::int64_t rows, const Product& one, const Product& other, float* c) {
+  over_panels(rows, [&](std::int64_t begin, std::int64_t count) {
+    panel_of(count, from_row(one, begin), from_row(other, begin), Store{c + begin * positions, zeros});
+  });
+}
+
+// to[64] += the sum over rows of a product times `with` [rows][64].
+inline void add_dot(std::int64_t rows, const Product& product, const float* with, float* to) {
+  over_panels(rows, [&](std::int64_t begin, std::int64_t count) {
+    panel_of(count, from_row(product, begin), nothing, Dot{with + begin * positions, to});
+  });
 }
 
 // Copies the left operand of a product for `multiply_packed`: [panels][inner][rows of a panel].
 inline void pack_rows(std::int64_t rows, std::int64_t inner, const float* a, std::int64_t a_stride,
                       float* to) {
-  const std::int64_t panels = quotient_up(rows, panel_rows);
-  for (std::int64_t p = 0; p < panels; ++p) {
-    const std::int64_t begin = rows * p / panels, end = rows * (p + 1) / panels;
+  over_panels(rows, [&](std::int64_t begin, std::int64_t count) {
     for (std::int64_t k = 0; k < inner; ++k)
-      for (std::int64_t i = begin; i < end; ++i) *to++ = a[k * a_stride + i];
-  }
+      for (std::int64_t i = begin; i < begin + count; ++i) *to++ = a[k * a_stride + i];
+  });
 }
 
 // A few vectors of columns of a panel of a packed operand.
 template <int rows>
-__attribute__((noinline)) void packed_panel(std::int64_t inner, const float* a, const float* b,
-                                            float* c, const float* start) {
-  position_sums<rows, at_once>(inner, a, rows, b, c, start);
+__attribute__((noinline)) void packed_panel(const Product& product, std::int64_t at, const Store& use) {
+  panel_columns<rows, at_once>(product, nothing, at, use);
 }
 
 template <int rows = panel_rows>
-void packed_panel_of(std::int64_t count, std::int64_t inner, const float* a, const float* b,
-                     float* c, const float* start) {
-  if (count == rows) return packed_panel<rows>(inner, a, b, c, start);
-  if constexpr (rows > 1) packed_panel_of<rows - 1>(count, inner, a, b, c, start);
+void packed_panel_of(std::int64_t count, const Product& product, std::int64_t at, const Store& use) {
+  if (count == rows) return packed_panel<rows>(product, at, use);
+  if constexpr (rows > 1) packed_panel_of<rows - 1>(count, product, at, use);
 }
 
-// c[rows][64] += a^T b like `multiply_positions`, of a packed left operand; `start` [rows], where it is not
-// null, takes the place of what c holds. For operands of many rows that lie far apart: a few columns of b
-// stay in L1 while all of a passes by in order.
+// c[rows][64] += a^T b, of a packed left operand; `start` [rows], where it is not null, takes the place of
+// what c holds. For operands of many rows that lie far apart: a few columns of b stay in L1 while all of a
+// passes by in order.
 inline void multiply_packed(std::int64_t rows, std::int64_t inner, const float* a, const float* b,
                             float* c, const float* start) {
-  const std::int64_t panels = quotient_up(rows, panel_rows);
   for (std::int64_t at = 0; at < positions; at += at_once * lanes)
-    for (std::int64_t p = 0; p < panels; ++p) {
-      const std::int64_t begin = rows * p / panels, end = rows * (p + 1) / panels;
-      packed_panel_of(end - begin, inner, a + begin * inner, b + at, c + begin * positions + at,
-                      start == nullptr ? nullptr : start + begin);
-    }
+    over_panels(rows, [&](std::int64_t begin, std::int64_t count) {
+      packed_panel_of(count, {inner, a + begin * inner, count, b}, at,
+                      {c + begin * positions, start == nullptr ? nullptr : start + begin});
+    });
 }
 
 // to[n][k] = from[k][n] for k < rows, and 0 for k from there to `columns`, whole vectors.

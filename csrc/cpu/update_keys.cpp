@@ -29,12 +29,12 @@ struct Sizes {
 struct Room {
   float* queries;   // [inner][64]
   float* basis;     // [new_rank][64]
-  float* products;  // [new_rank][64], or some channels of z
+  float* channels;  // [rows of a panel][64], of z
 
   Room(Pieces& pieces, const Sizes& sizes)
       : queries(pieces.take<float>(sizes.inner * positions)),
         basis(pieces.take<float>(sizes.new_rank * positions)),
-        products(pieces.take<float>(most(sizes.new_rank, panel_rows) * positions)) {}
+        channels(pieces.take<float>(panel_rows * positions)) {}
 };
 
 // Softmax over `rows` scores and one of 0, which is left out, at every position.
@@ -58,18 +58,27 @@ void softmax(float* scores, std::int64_t rows) {
   });
 }
 
-// to[:] = sum over rows of a[row][:] b[row][:].
-void sum_of_products(std::int64_t rows, const float* a, const float* b, float* to) {
-  over_positions([&](std::int64_t n) {
-    Vec total = zero();
-    for (std::int64_t i = 0; i < rows; ++i)
-      total = fma(load(a + i * positions + n), load(b + i * positions + n), total);
-    store(to + n, total);
-  });
+// Elements of what `pack_pairs` writes.
+std::int64_t pairs_of(std::int64_t rank) {
+  std::int64_t count = 0;
+  for (std::int64_t first = 0; first < rank; first += panel_rows)
+    count += least(panel_rows, rank - first) * (rank - first);
+  return count;
+}
+
+// Each pair of rows once, in the order in which `update` takes them: a panel of rows i at a time, for every
+// k from its first row on, G[i][k] with k = i, twice that with k > i and 0 before.
+void pack_pairs(std::int64_t rank, const float* gram, float* to) {
+  for (std::int64_t first = 0; first < rank; first += panel_rows) {
+    const std::int64_t count = least(panel_rows, rank - first);
+    for (std::int64_t k = first; k < rank; ++k)
+      for (std::int64_t i = first; i < first + count; ++i)
+        *to++ = k < i ? 0 : gram[k * rank + i] * (k > i ? 2 : 1);
+  }
 }
 
 void update(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt, std::int64_t tile,
-            const Room& room) {
+            const float* pairs, const Room& room) {
   const std::int64_t place = prompt * args.tiles + tile, others = args.others;
   const std::int64_t head_dim = args.head_dim, rank = sizes.rank, new_rank = sizes.new_rank;
   const float* scales = rank == 0 ? nullptr : args.scales + place * positions;
@@ -86,36 +95,36 @@ void update(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt,
   for (std::int64_t head = 0; head < args.heads; ++head) {
     const std::int64_t of_head = prompt * args.heads + head;
     float* scores = room.basis + (rank + head * others) * positions;
-    multiply_positions(others, head_dim, args.tokens + of_head * head_dim * others, others,
-                       queries + head * head_dim * positions, scores, false);
-    multiply_positions(others, rank, args.row_tokens + of_head * rank * others, others, room.basis,
-                       scores, true);
+    multiply(others,
+             {head_dim, args.tokens + of_head * head_dim * others, others,
+              queries + head * head_dim * positions},
+             {rank, args.row_tokens + of_head * rank * others, others, room.basis}, scores);
     softmax(scores, others);
   }
   over_positions(
       [&](std::int64_t n) { store(room.basis + (new_rank - 1) * positions + n, broadcast(1)); });
 
   // The three terms of |z|^2.
+  alignas(64) float cross[positions] = {}, gram[positions] = {};
   const std::int64_t features = sizes.inner + 1;
   for (std::int64_t block_index = 0; block_index < args.blocks; ++block_index) {
     const KeyUpdate& of = args.updates[block_index];
     const float* shared = of.features + tile * features * positions;
-    float* products = room.products + block_index * sizes.added * positions;
+    const float* vectors = room.basis + block_index * sizes.added * positions;
     for (std::int64_t head = 0; head < args.heads; ++head)
-      multiply_positions(others, head_dim,
-                         of.differences + (prompt * args.heads + head) * head_dim * others, others,
-                         shared + head * head_dim * positions, products + head * others * positions,
-                         false);
-    multiply_positions(1, features, of.last + prompt * features, 1, shared,
-                       products + args.heads * others * positions, false);
+      add_dot(others,
+              {head_dim, of.differences + (prompt * args.heads + head) * head_dim * others, others,
+               shared + head * head_dim * positions},
+              vectors + head * others * positions, cross);
+    add_dot(1, {features, of.last + prompt * features, 1, shared},
+            vectors + args.heads * others * positions, cross);
   }
-  alignas(64) float cross[positions], gram[positions];
-  sum_of_products(new_rank, room.basis, room.products, cross);
-  const float* pairs = args.gram + prompt * new_rank * new_rank;
-  for (std::int64_t row = 0; row < new_rank; row += panel_rows)
-    position_panel_of(least(panel_rows, new_rank - row), new_rank - row, pairs + row * new_rank + row,
-                      new_rank, room.basis + row * positions, room.products + row * positions, false);
-  sum_of_products(new_rank, room.basis, room.products, gram);
+  for (std::int64_t row = 0; row < new_rank; row += panel_rows) {
+    const std::int64_t count = least(panel_rows, new_rank - row);
+    const float* vectors = room.basis + row * positions;
+    panel_of(count, {new_rank - row, pairs, count, vectors}, nothing, Dot{vectors, gram});
+    pairs += (new_rank - row) * count;
+  }
 
   alignas(64) float squares[positions];
   bool close = false;
@@ -134,13 +143,17 @@ void update(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt,
     for (std::int64_t first = 0; first < args.channels; first += panel_rows) {
       const std::int64_t count = least(panel_rows, args.channels - first);
       const float* base = args.base + (tile * args.channels + first) * positions;
-      scale_and_add(count, base, scales, nullptr, room.products);
-      multiply_positions(count, new_rank, rows + first, args.channels, room.basis, room.products,
-                         true);
-      alignas(64) float of_channels[positions];
-      sum_of_products(count, room.products, room.products, of_channels);
-      over_positions(
-          [&](std::int64_t n) { store(squares + n, load(squares + n) + load(of_channels + n)); });
+      scale_and_add(count, base, scales, nullptr, room.channels);
+      panel_of(count, {new_rank, rows + first, args.channels, room.basis}, nothing,
+               Store{room.channels});
+      over_positions([&](std::int64_t n) {
+        Vec total = zero();
+        for (std::int64_t i = 0; i < count; ++i) {
+          const Vec value = load(room.channels + i * positions + n);
+          total = fma(value, value, total);
+        }
+        store(squares + n, load(squares + n) + total);
+      });
     }
   }
 
@@ -159,16 +172,25 @@ void update(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt,
 
 void update_keys(const UpdateKeysArgs& args) {
   const Sizes sizes(args);
+  const std::int64_t gram = sizes.new_rank * sizes.new_rank, of_prompt = pairs_of(sizes.new_rank);
   Pieces counted;
   const Room one(counted, sizes);
-  char* memory = scratch(args.num_threads * counted.bytes());
-  const std::int64_t tasks = args.batch * args.tiles;
-  const std::int64_t operations = tasks * positions * sizes.new_rank * sizes.new_rank;
+  Pieces all;
+  all.take<float>(args.batch * of_prompt);
+  char* memory = scratch(all.bytes() + args.num_threads * counted.bytes());
+  float* pairs = Pieces(memory).take<float>(args.batch * of_prompt);
+  const std::int64_t groups = quotient_up(args.batch, prompts_at_once);
+  const std::int64_t operations = args.batch * args.tiles * positions * gram;
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces pieces(memory + member * counted.bytes());
+    Pieces pieces(memory + all.bytes() + member * counted.bytes());
     const Room room(pieces, sizes);
-    for_each(tasks, [&](std::int64_t task) {
-      update(args, sizes, task / args.tiles, task % args.tiles, room);
+    for_each(args.batch, [&](std::int64_t prompt) {
+      pack_pairs(sizes.new_rank, args.gram + prompt * gram, pairs + prompt * of_prompt);
+    });
+    for_each(groups * args.tiles, [&](std::int64_t task) {
+      const std::int64_t first = task / args.tiles * prompts_at_once;
+      for (std::int64_t prompt = first; prompt < least(first + prompts_at_once, args.batch); ++prompt)
+        update(args, sizes, prompt, task % args.tiles, pairs + prompt * of_prompt, room);
     });
   });
 }

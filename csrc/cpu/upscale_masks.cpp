@@ -88,8 +88,8 @@ void upscale(const UpscaleMasksArgs& args, std::int64_t tiles, std::int64_t prom
       const std::int64_t y = 2 * (outer / 2) + inner / 2, x = 2 * (outer % 2) + inner % 2;
       for (std::int64_t mask = args.first[prompt]; mask < end_mask; mask += panel_rows) {
         const std::int64_t count = least(panel_rows, end_mask - mask);
-        position_panel_of(count, out, args.vectors + mask, args.first[args.batch], room.second,
-                          room.pixels, false);
+        panel_of(count, {out, args.vectors + mask, args.first[args.batch], room.second}, nothing,
+                 Store{room.pixels, zeros});
         for (std::int64_t i = 0; i < count; ++i) {
           float* to = args.masks + (mask + i) * 16 * args.height * width + y * 4 * width + x;
           for (std::int64_t n = 0; n < used; ++n) to[places[n]] = room.pixels[i * positions + n];

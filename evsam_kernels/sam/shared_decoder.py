@@ -391,7 +391,6 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
             [values0.on(image.features[0][0])],
             image.norms[0],
             rows,
-            _pairs(rows),
         )
 
         # Second block.
@@ -429,7 +428,6 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
             ],
             image.norms[1],
             rows,
-            _pairs(rows),
         )
 
         # The last attention, of the tokens that are used.
@@ -499,12 +497,6 @@ class _Differences(NamedTuple):
         """With the features of a base, as kernels want them."""
         one = self.last.new_ones(len(self.last), 1)
         return Values(self.others.mT, torch.cat([self.last, one], dim=1), features)
-
-
-def _pairs(rows: Tensor) -> Tensor:
-    """Products of all pairs of rows `[B, R, C]`, every pair once: lower triangle of `[B, R, R]`."""
-    gram = rows @ rows.mT
-    return gram.tril() + gram.tril(-1)
 
 
 def _centred(x: Tensor, dim: int = -1) -> Tensor:

@@ -72,10 +72,9 @@ void check(std::int64_t batch, std::int64_t others, std::int64_t heads, std::int
           to[heads * others * channels] += last[i][b * (inner + 1) + k] * table[i][k * channels + c];
       }
     for (std::int64_t i = 0; i < new_rank; ++i)
-      for (std::int64_t j = 0; j <= i; ++j)
+      for (std::int64_t j = 0; j < new_rank; ++j)
         for (std::int64_t c = 0; c < channels; ++c)
-          gram[(b * new_rank + i) * new_rank + j] += (i == j ? 1 : 2) *
-                                                     row[(b * new_rank + i) * channels + c] *
+          gram[(b * new_rank + i) * new_rank + j] += row[(b * new_rank + i) * channels + c] *
                                                      row[(b * new_rank + j) * channels + c];
   }
 
@@ -142,6 +141,7 @@ int main() {
   return run([](DType dtype) {
     if (dtype != DType::float32) return;
     check(2, 6, 2, 2, 24, 1, false, 1);
+    check(9, 2, 2, 2, 6, 2, false, 2);
     check(1, 4, 1, 1, 9, 2, false, 3);
     check(1, 3, 3, 2, 16, 2, false, 2);
     check(2, 2, 1, 1, 13, 1, true, 1);

@@ -60,7 +60,6 @@ def update_keys(
     values: Sequence[Values],
     norm: Norm,
     rows: Tensor,
-    gram: Tensor,
 ) -> Basis:
     """See `reference.update_keys`."""
     vectors, scales = native().update_keys(
@@ -74,7 +73,7 @@ def update_keys(
         square=_array(norm.square),
         base=_array(norm.base),
         rows=_array(rows),
-        gram=_array(gram),
+        gram=_array(rows @ rows.mT),
         eps=norm.eps,
         num_threads=torch.get_num_threads(),
     )

@@ -114,13 +114,12 @@ def update_keys(
     values: Sequence[Values],  # of every block so far
     norm: Norm,
     rows: Tensor,  # [B, R', C], of the vectors
-    gram: Tensor,  # [B, R', R'], rows rows^T, every pair once: the lower triangle
 ) -> Basis:
     """The image attends to tokens, and LayerNorm without its weights: the basis after a block.
 
     With w the softmax over tokens, its last weight left out, the new vectors are those there were,
     w and 1, R' in all. They and the scales are divided by the standard deviation of what they
-    describe, which kernels compute from `values` and `gram`, and this formula from its definition.
+    describe, which kernels compute from `values`, and this formula from its definition.
     """
     scores = tokens.mT @ _mapped(queries, basis).unflatten(1, (tokens.shape[1], -1))
     if basis is not None and row_tokens is not None:

@@ -467,7 +467,6 @@ def update_keys(
     values: Sequence[Values],
     norm: Norm,
     rows: Tensor,
-    gram: Tensor,
 ) -> Basis:
     """See `reference.update_keys`."""
     batch, heads, dim, others = tokens.shape
