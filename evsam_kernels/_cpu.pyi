@@ -198,6 +198,12 @@ def attend_keys(
     positions: int,
     num_threads: int,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+def map_values(
+    *,
+    values: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]],
+    groups: int,
+    num_threads: int,
+) -> npt.NDArray[np.float32]: ...
 def update_keys(
     *,
     tokens: npt.NDArray[np.float32],

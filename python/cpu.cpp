@@ -17,6 +17,7 @@
 #include "evsam/fused_mbconv.h"
 #include "evsam/isa.h"
 #include "evsam/layer_norm_2d.h"
+#include "evsam/map_values.h"
 #include "evsam/mbconv.h"
 #include "evsam/measure_masks.h"
 #include "evsam/multi_scale_attention.h"
@@ -532,11 +533,43 @@ py::tuple attend_keys(const Array<float>& queries, const Array<float>& keys,
   return py::make_tuple(shared, of_basis);
 }
 
-using Update = std::tuple<Array<float>, Array<float>, Array<float>>;
+using ThreeArrays = std::tuple<Array<float>, Array<float>, Array<float>>;
+
+Array<float> map_values(const std::vector<ThreeArrays>& values, std::int64_t groups, int num_threads) {
+  check_at_least("values", static_cast<std::int64_t>(values.size()), 1);
+  check_at_least("groups", groups, 1);
+  check_at_least("num_threads", num_threads, 1);
+  const auto& [of_first, last_of_first, first_table] = values[0];
+  check(of_first.ndim() == 4, "differences must have four axes");
+  check(first_table.ndim() == 2, "table must have two axes");
+  evsam::MapValuesArgs args{};
+  args.batch = of_first.shape(0), args.heads = of_first.shape(1);
+  args.head_dim = of_first.shape(2), args.others = of_first.shape(3);
+  args.block_count = static_cast<std::int64_t>(values.size());
+  args.groups = groups;
+  args.columns = first_table.shape(1) / groups;
+  args.num_threads = num_threads;
+  const std::int64_t features = args.heads * args.head_dim + 1;
+  std::vector<evsam::MappedValues> blocks;
+  for (const auto& [differences, last, table] : values)
+    blocks.push_back(
+        {elements("differences", differences, {args.batch, args.heads, args.head_dim, args.others}),
+         elements("last", last, {args.batch, features}),
+         elements("table", table, {features, groups * args.columns})});
+  args.blocks = blocks.data();
+  const std::int64_t rank = args.block_count * (args.heads * args.others + 1);
+  Array<float> rows({args.batch, groups, rank, args.columns});
+  args.rows = rows.mutable_data();
+  {
+    const py::gil_scoped_release without_gil;
+    evsam::map_values(args);
+  }
+  return rows;
+}
 
 py::tuple update_keys(const Array<float>& tokens, const Array<float>& queries,
                       const Optional& offsets, const Optional& scales, const Optional& basis,
-                      const Optional& row_tokens, const std::vector<Update>& updates,
+                      const Optional& row_tokens, const std::vector<ThreeArrays>& updates,
                       const Array<float>& square, const Array<float>& base,
                       const Array<float>& rows, const Array<float>& gram, double eps,
                       int num_threads) {
@@ -728,6 +761,8 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("basis").noconvert(), py::arg("row_queries").noconvert(), "positions"_a,
              "num_threads"_a,
              "Attention to shared and low-rank keys; see csrc/include/evsam/attend_keys.h.");
+  module.def("map_values", &map_values, py::kw_only(), "values"_a, "groups"_a, "num_threads"_a,
+             "Values of tokens times tables; see csrc/include/evsam/map_values.h.");
   module.def("update_keys", &update_keys, py::kw_only(), py::arg("tokens").noconvert(),
              py::arg("queries").noconvert(), py::arg("offsets").noconvert(),
              py::arg("scales").noconvert(), py::arg("basis").noconvert(),

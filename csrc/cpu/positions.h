@@ -41,12 +41,13 @@ constexpr int vectors_for(int rows) {
   return most_at_once < at_once ? at_once : most_at_once < of_a_row ? most_at_once : of_a_row;
 }
 
-// Row i is the sum over k < inner of a[k][i] b[k][:], rows of a being `a_stride` apart.
+// Row i is the sum over k < inner of a[k][i] b[k][:], the strides being those of k.
 struct Product {
   std::int64_t inner;
   const float* a;
   std::int64_t a_stride;
   const float* b;
+  std::int64_t b_stride = positions;
 };
 
 constexpr Product nothing = {};
@@ -55,6 +56,7 @@ constexpr Product nothing = {};
 struct Store {
   float* c;
   const float* start = nullptr;  // [rows], or null
+  std::int64_t stride = positions;
 
   template <int rows, int vectors>
   EVSAM_INLINE void begin(std::int64_t at, Vec (&sums)[rows][vectors]) const {
@@ -62,7 +64,7 @@ struct Store {
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v)
-        sums[i][v] = start == nullptr ? load(c + i * positions + at + v * lanes) : broadcast(start[i]);
+        sums[i][v] = start == nullptr ? load(c + i * stride + at + v * lanes) : broadcast(start[i]);
   }
 
   template <int rows, int vectors>
@@ -70,7 +72,7 @@ struct Store {
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) store(c + i * positions + at + v * lanes, sums[i][v]);
+      for (int v = 0; v < vectors; ++v) store(c + i * stride + at + v * lanes, sums[i][v]);
   }
 };
 
@@ -104,7 +106,7 @@ struct Dot {
 template <int rows, int vectors>
 EVSAM_INLINE void add_product(const Product& product, std::int64_t at, Vec (&sums)[rows][vectors]) {
   const float *a = product.a, *b = product.b + at;
-  for (std::int64_t k = 0; k < product.inner; ++k, a += product.a_stride, b += positions) {
+  for (std::int64_t k = 0; k < product.inner; ++k, a += product.a_stride, b += product.b_stride) {
     Vec columns[vectors];
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) columns[v] = load(b + v * lanes);
@@ -158,7 +160,7 @@ EVSAM_INLINE void over_panels(std::int64_t rows, const Body& body) {
 
 // The product's rows from one on.
 EVSAM_INLINE Product from_row(const Product& product, std::int64_t row) {
-  return {product.inner, product.a + row, product.a_stride, product.b};
+  return {product.inner, product.a + row, product.a_stride, product.b, product.b_stride};
 }
 
 // c[rows][64] = the sum of two products.
@@ -184,27 +186,27 @@ inline void pack_rows(std::int64_t rows, std::int64_t inner, const float* a, std
   });
 }
 
-// A few vectors of columns of a panel of a packed operand.
-template <int rows>
-__attribute__((noinline)) void packed_panel(const Product& product, std::int64_t at, const Store& use) {
-  panel_columns<rows, at_once>(product, nothing, at, use);
+// Some columns of a panel alone.
+template <int rows, int vectors, class Use>
+__attribute__((noinline)) void columns_of_rows(const Product& product, std::int64_t at, const Use& use) {
+  panel_columns<rows, vectors>(product, nothing, at, use);
 }
 
-template <int rows = panel_rows>
-void packed_panel_of(std::int64_t count, const Product& product, std::int64_t at, const Store& use) {
-  if (count == rows) return packed_panel<rows>(product, at, use);
-  if constexpr (rows > 1) packed_panel_of<rows - 1>(count, product, at, use);
+template <int vectors, class Use, int rows = panel_rows>
+void columns_of_panel(std::int64_t count, const Product& product, std::int64_t at, const Use& use) {
+  if (count == rows) return columns_of_rows<rows, vectors>(product, at, use);
+  if constexpr (rows > 1) columns_of_panel<vectors, Use, rows - 1>(count, product, at, use);
 }
 
-// c[rows][64] += a^T b, of a packed left operand; `start` [rows], where it is not null, takes the place of
-// what c holds. For operands of many rows that lie far apart: a few columns of b stay in L1 while all of a
-// passes by in order.
-inline void multiply_packed(std::int64_t rows, std::int64_t inner, const float* a, const float* b,
-                            float* c, const float* start) {
+// A product of a packed left operand [rows][inner], `use(row)` being what becomes of the panel from that row
+// on. For operands of many rows that lie far apart: a few columns of b stay in L1 while all of a passes by in
+// order.
+template <class UseOf>
+void multiply_packed(std::int64_t rows, std::int64_t inner, const float* a, const float* b,
+                     const UseOf& use) {
   for (std::int64_t at = 0; at < positions; at += at_once * lanes)
     over_panels(rows, [&](std::int64_t begin, std::int64_t count) {
-      packed_panel_of(count, {inner, a + begin * inner, count, b}, at,
-                      {c + begin * positions, start == nullptr ? nullptr : start + begin});
+      columns_of_panel<at_once>(count, {inner, a + begin * inner, count, b}, at, use(begin));
     });
 }
 

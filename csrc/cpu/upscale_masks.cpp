@@ -2,9 +2,9 @@
 //
 // Layout: see positions.h. Tile: one of the four pixels that the first convolution makes of a position,
 // [mid_channels][64], and one of the four that the second makes of that, [out_channels][64], both in L1:
-// the upscaled map never exists. Main memory: the prompt's basis and the masks once; its rows from L2, packed
-// before, as rows a kilobyte apart would share a few sets of a cache; the shared map from L2 or L3. Threads
-// take tiles.
+// the upscaled map never exists. Main memory: the prompts' bases and the masks once; a tile of the shared map
+// once for two prompts, whose rows stay in L2, packed before, as rows a kilobyte apart would share a few sets
+// of a cache. Threads take tiles.
 
 #include "evsam/upscale_masks.h"
 
@@ -14,6 +14,9 @@
 
 namespace evsam::EVSAM_ISA {
 namespace {
+
+// Prompts that a tile of the shared map is read for.
+constexpr std::int64_t together = 2;
 
 // The left operands of the products as `multiply_packed` takes them, for all threads.
 struct Packed {
@@ -28,16 +31,21 @@ struct Packed {
 struct Room {
   float* first;   // [mid_channels][64]
   float* second;  // [out_channels][64]
-  float* pixels;  // [masks of a panel][64]
+  float* pixels;  // [masks of a prompt][2 lines][4 columns][64]
 
-  Room(Pieces& pieces, const UpscaleMasksArgs& args)
+  Room(Pieces& pieces, const UpscaleMasksArgs& args, std::int64_t masks)
       : first(pieces.take<float>(args.mid_channels * positions)),
         second(pieces.take<float>(args.out_channels * positions)),
-        pixels(pieces.take<float>(panel_rows * positions)) {}
+        pixels(pieces.take<float>(masks * 8 * positions)) {}
 };
 
+// Out of line, so that constants stay in registers.
+__attribute__((noinline)) void activate(float* x, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; i += lanes) store(x + i, exact_gelu(load(x + i)));
+}
+
 // x / sqrt(mean of x^2 + eps) weight + bias over the channels of `x`, and GELU.
-void normalise(const UpscaleMasksArgs& args, float* x) {
+__attribute__((noinline)) void normalise(const UpscaleMasksArgs& args, float* x) {
   over_positions([&](std::int64_t n) {
     Vec square = zero();
     for (std::int64_t c = 0; c < args.mid_channels; ++c) {
@@ -54,10 +62,44 @@ void normalise(const UpscaleMasksArgs& args, float* x) {
   });
 }
 
+// What the first convolution's sums begin with: scales base + offsets.
+struct FromBase {
+  const float* base;     // [rows][64]
+  const float* scales;   // [64]
+  const float* offsets;  // [rows]
+  float* c;              // [rows][64]
+
+  template <int rows, int vectors>
+  EVSAM_INLINE void begin(std::int64_t at, Vec (&sums)[rows][vectors]) const {
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) {
+        const std::int64_t n = at + v * lanes;
+        sums[i][v] = fma(load(base + i * positions + n), load(scales + n), broadcast(offsets[i]));
+      }
+  }
+
+  template <int rows, int vectors>
+  EVSAM_INLINE void end(std::int64_t at, const Vec (&sums)[rows][vectors]) const {
+    Store{c}.end(at, sums);
+  }
+};
+
+// Writes four columns [4][64] of pixels side by side, to lines that begin at places[n] for each position.
+void write_line(const float* columns, std::int64_t used, const std::int64_t* places, float* line) {
+  for (std::int64_t n = 0; n < used; ++n) {
+    float pixels[4];
+    for (int x = 0; x < 4; ++x) pixels[x] = columns[x * positions + n];
+    __builtin_memcpy(line + places[n], pixels, sizeof pixels);
+  }
+}
+
 void upscale(const UpscaleMasksArgs& args, std::int64_t tiles, std::int64_t prompt,
              std::int64_t tile, const Packed& packed, const Room& room) {
   const std::int64_t mid = args.mid_channels, out = args.out_channels, width = args.width;
-  const std::int64_t place = prompt * tiles + tile, end_mask = args.first[prompt + 1];
+  const std::int64_t place = prompt * tiles + tile;
+  const std::int64_t masks = args.first[prompt + 1] - args.first[prompt];
   const std::int64_t used = least(positions, args.height * width - tile * positions);
   const float* scales = args.scales + place * positions;
   const float* basis = args.basis + place * args.rank * positions;
@@ -69,51 +111,52 @@ void upscale(const UpscaleMasksArgs& args, std::int64_t tiles, std::int64_t prom
 
   for (std::int64_t outer = 0; outer < 4; ++outer) {
     const float* base = args.base + (tile * 4 + outer) * mid * positions;
-    for (std::int64_t c = 0; c < mid; ++c) {
-      const Vec offset = broadcast(args.offsets[outer * mid + c]);
-      over_positions([&](std::int64_t n) {
-        const std::int64_t at = c * positions + n;
-        store(room.first + at, fma(load(base + at), load(scales + n), offset));
-      });
-    }
+    const float* offsets = args.offsets + outer * mid;
     multiply_packed(mid, args.rank, packed.rows + (prompt * 4 + outer) * args.rank * mid, basis,
-                    room.first, nullptr);
+                    [&](std::int64_t row) {
+                      return FromBase{base + row * positions, scales, offsets + row,
+                                      room.first + row * positions};
+                    });
     normalise(args, room.first);
 
     for (std::int64_t inner = 0; inner < 4; ++inner) {
-      multiply_packed(out, mid, packed.weight + inner * mid * out, room.first, room.second, args.bias);
-      for (std::int64_t i = 0; i < out * positions; i += lanes)
-        store(room.second + i, exact_gelu(load(room.second + i)));
-
-      const std::int64_t y = 2 * (outer / 2) + inner / 2, x = 2 * (outer % 2) + inner % 2;
-      for (std::int64_t mask = args.first[prompt]; mask < end_mask; mask += panel_rows) {
-        const std::int64_t count = least(panel_rows, end_mask - mask);
-        panel_of(count, {out, args.vectors + mask, args.first[args.batch], room.second}, nothing,
-                 Store{room.pixels, zeros});
-        for (std::int64_t i = 0; i < count; ++i) {
-          float* to = args.masks + (mask + i) * 16 * args.height * width + y * 4 * width + x;
-          for (std::int64_t n = 0; n < used; ++n) to[places[n]] = room.pixels[i * positions + n];
-        }
-      }
+      multiply_packed(out, mid, packed.weight + inner * mid * out, room.first, [&](std::int64_t row) {
+        return Store{room.second + row * positions, args.bias + row};
+      });
+      activate(room.second, out * positions);
+      const std::int64_t line = inner / 2, column = 2 * (outer % 2) + inner % 2;
+      over_panels(masks, [&](std::int64_t begin, std::int64_t count) {
+        panel_of(count, {out, args.vectors + args.first[prompt] + begin, args.first[args.batch], room.second},
+                 nothing,
+                 Store{room.pixels + ((begin * 2 + line) * 4 + column) * positions, zeros, 8 * positions});
+      });
     }
+    if (outer % 2 == 0) continue;  // The other two columns are missing.
+    for (std::int64_t mask = 0; mask < masks; ++mask)
+      for (std::int64_t line = 0; line < 2; ++line)
+        write_line(room.pixels + (mask * 2 + line) * 4 * positions, used, places,
+                   args.masks + (args.first[prompt] + mask) * 16 * args.height * width +
+                       (outer / 2 * 2 + line) * 4 * width);
   }
 }
 
 }  // namespace
 
 void upscale_masks(const UpscaleMasksArgs& args) {
+  std::int64_t masks = 0;
+  for (std::int64_t prompt = 0; prompt < args.batch; ++prompt)
+    masks = most(masks, args.first[prompt + 1] - args.first[prompt]);
   Pieces shared, own;
   const Packed counted(shared, args);
-  const Room one(own, args);
+  const Room one(own, args, masks);
   char* memory = scratch(shared.bytes() + args.num_threads * own.bytes());
   Pieces pieces(memory);
   const Packed packed(pieces, args);
   const std::int64_t tiles = quotient_up(args.height * args.width, positions);
-  const std::int64_t tasks = args.batch * tiles;
-  const std::int64_t operations = tasks * positions * 4 * args.mid_channels * args.rank;
+  const std::int64_t operations = args.batch * tiles * positions * 4 * args.mid_channels * args.rank;
   parallel(args.num_threads, operations, [&](int member) {
     Pieces own_pieces(memory + shared.bytes() + member * own.bytes());
-    const Room room(own_pieces, args);
+    const Room room(own_pieces, args, masks);
     const std::int64_t mid = args.mid_channels, out = args.out_channels;
     for_each((args.batch + 1) * 4, [&](std::int64_t task) {
       const std::int64_t prompt = task / 4, quarter = task % 4;
@@ -123,10 +166,11 @@ void upscale_masks(const UpscaleMasksArgs& args) {
       else
         pack_rows(out, mid, args.weight + quarter * out, 4 * out, packed.weight + quarter * mid * out);
     });
-    for_each(tasks, [&](std::int64_t task) {
-      const std::int64_t prompt = task / tiles;
-      if (args.first[prompt] < args.first[prompt + 1])
-        upscale(args, tiles, prompt, task % tiles, packed, room);
+    for_each(quotient_up(args.batch, together) * tiles, [&](std::int64_t task) {
+      const std::int64_t first = task / tiles * together;
+      for (std::int64_t prompt = first; prompt < least(first + together, args.batch); ++prompt)
+        if (args.first[prompt] < args.first[prompt + 1])
+          upscale(args, tiles, prompt, task % tiles, packed, room);
     });
   });
 }

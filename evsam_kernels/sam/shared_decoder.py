@@ -38,7 +38,7 @@ from __future__ import annotations
 import copy
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -67,12 +67,17 @@ HEAD_DIM = 16
 """Channels of a head of the attentions between tokens and image."""
 
 
-class _Weights(NamedTuple):
-    """The decoder's weights, multiplied out.
+class _Tables(NamedTuple):
+    """What a block's values give to z, and linear maps of that; `Values` says what a table is."""
 
-    A table `[h d + 1, M]` has a row for each channel of a head's values and one that is added to
-    what the last token gives. What makes queries is divided by sqrt(d).
-    """
+    rows: Tensor  # [h d + 1, C]
+    keys: Tensor  # [h d + 1, h d], of the next attention of the tokens
+    values: Tensor  # [h d + 1, h d]
+    following: Tensor  # of what comes after it: the next block's queries, or the upscaling
+
+
+class _Weights(NamedTuple):
+    """The decoder's weights, multiplied out. What makes queries is divided by sqrt(d)."""
 
     constant: Tensor  # [C], added to E
     to_keys0: Tensor  # [h d, C]
@@ -81,12 +86,10 @@ class _Weights(NamedTuple):
     query_biases: tuple[Tensor, Tensor]  # [h d], of either block
     value_biases: tuple[Tensor, Tensor, Tensor]  # and of the last attention
     between: Tensor  # [C], g from A1 to A2
-    rows1: Tensor  # table of R1
-    rows2: tuple[Tensor, Tensor]  # tables of the rows that the blocks give to z2
+    first: _Tables  # of what the first block gives to z1
+    second: tuple[_Tables, _Tables]  # of what both blocks give to z2
     maps1: Tensor  # [3 h d, C], of keys1 to keys, values and queries
     maps2: Tensor  # [2 h d + 4 M, C], of keys2 to keys, values and the upscaling
-    mapped1: Tensor  # the tables under these maps
-    mapped2: tuple[Tensor, Tensor]
     to_keys1: Tensor  # [h d, C], of the positional encoding
     to_queries1: Tensor
     to_keys2: Tensor
@@ -290,12 +293,19 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
                 return None
             decoder = state.weights.wide or self
             learned = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+            prompts = torch.cat([learned.expand(batch, -1, -1), sparse.to(learned.dtype)], dim=1)
+            stages = self._stages(image.device)[1]
             height, width = (4 * side for side in state.size)
-            masks = learned.new_empty(batch * len(chosen), height, width)
+            masks = stages.empty(batch * len(chosen), height, width, like=learned)
+            decoding = _Decoding(state, decoder, stages)
+            all_tokens = decoding.first_block(prompts)
             scores, done = [], 0
-            for prompts in sparse.to(learned.dtype).split(_PROMPTS_AT_ONCE):
-                tokens = torch.cat([learned.expand(len(prompts), -1, -1), prompts], dim=1)
-                iou, count = self._decode_some(state, decoder, tokens, chosen, keep, masks[done:])
+            for prompt, tokens in zip(
+                prompts.split(_PROMPTS_AT_ONCE), all_tokens.split(_PROMPTS_AT_ONCE), strict=True
+            ):
+                iou, count = decoding.from_second_block(
+                    prompt, tokens, chosen, lambda iou: keep(iou.to(self.dtype)), masks[done:]
+                )
                 scores.append(iou)
                 done += count
             return masks[:done].to(self.dtype), torch.cat(scores).to(self.dtype)
@@ -336,167 +346,139 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
                 _images.setdefault(owner, {})[key] = inputs.copied(), made
             return made
 
-    def _decode_some(
+
+class _Decoding:
+    """The stages of the decoder, for prompts of one image."""
+
+    def __init__(self, image: _Image, decoder: Any, stages: Any) -> None:
+        self._image = image
+        self._weights = image.weights
+        self._decoder = decoder
+        self._stages = stages
+
+    def attended(
         self,
-        image: _Image,
-        decoder: Any,
+        attention: Attention,
+        level: int,
+        tokens: Tensor,
+        basis: Basis | None = None,
+        values: Sequence[Values] = (),
+        tables: Sequence[_Tables] = (),
+    ) -> Tensor:
+        """Attention to the keys after `level` blocks, which gave `values` to them."""
+        image, stages = self._image, self._stages
+        heads, scale = attention.num_heads, HEAD_DIM**-0.5
+        queries = (attention._heads(attention.q_proj(tokens)) * scale).mT.contiguous()
+        row_queries = None
+        if values:
+            row_keys = stages.map_values(values, [of.keys for of in tables], heads)
+            row_queries = row_keys @ queries
+        positions = image.size[0] * image.size[1]
+        found, of_basis = stages.attend_keys(
+            queries, image.keys[level], image.values[level], basis, row_queries, positions
+        )
+        if values:
+            row_values = stages.map_values(values, [of.values for of in tables], heads)
+            found = found + of_basis @ row_values
+        joined = found.transpose(1, 2).flatten(2) + self._weights.value_biases[level]
+        out: Tensor = attention.out_proj(joined)
+        return out
+
+    def first_block(self, prompt: Tensor) -> Tensor:
+        """Tokens `[B, T, C]` after the first block, which needs no basis."""
+        block = self._decoder.transformer.layers[0]
+        tokens = block.norm1(block.self_attn(prompt, prompt, prompt))
+        to_image = block.cross_attn_token_to_image
+        tokens = block.norm2(tokens + self.attended(to_image, 0, tokens + prompt))
+        out: Tensor = block.norm3(tokens + block.mlp(tokens))
+        return out
+
+    def from_second_block(
+        self,
         prompt: Tensor,  # [B, T, C]
+        tokens: Tensor,  # [B, T, C], after the first block
         chosen: range,
         keep: Callable[[Tensor], Tensor],
         masks: Tensor,
     ) -> tuple[Tensor, int]:
         """Writes the masks that `keep` picks; returns IoU `[B, M]` of all and their number."""
-        weights, stages = image.weights, self._stages(prompt.device)[1]
-        transformer = decoder.transformer
+        image, stages, weights = self._image, self._stages, self._weights
+        transformer = self._decoder.transformer
         first, second = transformer.layers
-        positions = image.size[0] * image.size[1]
 
-        def attended(
-            attention: Attention,
-            level: int,
-            tokens: Tensor,
-            basis: Basis | None,
-            mapped: Tensor | None,
-        ) -> Tensor:
-            """Attention to the keys after `level` blocks; `mapped` `[B, R, 2 h d]`, the rows'."""
-            heads, scale = attention.num_heads, HEAD_DIM**-0.5
-            queries = (attention._heads(attention.q_proj(tokens)) * scale).mT
-            row_queries = row_values = None
-            if mapped is not None:
-                row_keys, row_values = mapped.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-                row_queries = row_keys @ queries
-            shared, of_basis = stages.attend_keys(
-                queries, image.keys[level], image.values[level], basis, row_queries, positions
-            )
-            if row_values is not None:
-                shared = shared + of_basis @ row_values
-            joined = shared.transpose(1, 2).flatten(2) + weights.value_biases[level]
-            out: Tensor = attention.out_proj(joined)
-            return out
-
-        # First block.
-        tokens = first.norm1(first.self_attn(prompt, prompt, prompt))
-        tokens = first.norm2(
-            tokens + attended(first.cross_attn_token_to_image, 0, tokens + prompt, None, None)
-        )
-        tokens = first.norm3(tokens + first.mlp(tokens))
+        # The image attends to the tokens of the first block.
         back = first.cross_attn_image_to_token
-        values0 = _Differences.between(back._heads(F.linear(tokens, back.v_proj.weight)))
-        rows = values0.rows(weights.rows1)
+        values = [_values(back, tokens)]
         basis = stages.update_keys(
-            _Differences.between(back._heads(back.k_proj(tokens + prompt))).others.mT,
+            _less_last(back._heads(back.k_proj(tokens + prompt))),
             image.queries[0],
             None,
             None,
-            [values0.on(image.features[0][0])],
+            values,
+            image.features[0],
             image.norms[0],
-            rows,
+            stages.map_values(values, [weights.first.rows], 1)[:, 0],
         )
 
         # Second block.
-        mapped = values0.rows(weights.mapped1)
-        of_queries = mapped.shape[2] // 3
         q = tokens + prompt
         tokens = second.norm1(tokens + second.self_attn(q, q, tokens))
-        tokens = second.norm2(
-            tokens
-            + attended(
-                second.cross_attn_token_to_image,
-                1,
-                tokens + prompt,
-                basis,
-                mapped[:, :, : 2 * of_queries],
-            )
-        )
+        to_image = second.cross_attn_token_to_image
+        attended = self.attended(to_image, 1, tokens + prompt, basis, values, [weights.first])
+        tokens = second.norm2(tokens + attended)
         tokens = second.norm3(tokens + second.mlp(tokens))
         back = second.cross_attn_image_to_token
-        values1 = _Differences.between(back._heads(F.linear(tokens, back.v_proj.weight)))
-        keys1 = _Differences.between(back._heads(back.k_proj(tokens + prompt))).others.mT
-        rows = torch.cat(
-            [values.rows(of) for values, of in zip((values0, values1), weights.rows2, strict=True)],
-            dim=1,
-        )
-        row_queries = mapped[:, :, 2 * of_queries :].unflatten(2, (keys1.shape[1], -1))
+        keys = _less_last(back._heads(back.k_proj(tokens + prompt)))
+        row_queries = stages.map_values(values, [weights.first.following], keys.shape[1])
+        values = [*values, _values(back, tokens)]
         basis = stages.update_keys(
-            keys1,
+            keys,
             image.queries[1],
             basis,
-            row_queries.transpose(1, 2) @ keys1,
-            [
-                values.on(features)
-                for values, features in zip((values0, values1), image.features[1], strict=True)
-            ],
+            row_queries @ keys,
+            values,
+            image.features[1],
             image.norms[1],
-            rows,
+            stages.map_values(values, [of.rows for of in weights.second], 1)[:, 0],
         )
 
         # The last attention, of the tokens that are used.
-        mapped = torch.cat(
-            [
-                values.rows(of)
-                for values, of in zip((values0, values1), weights.mapped2, strict=True)
-            ],
-            dim=1,
-        )
         used = [0, *(1 + index for index in chosen)]
-        tokens = tokens[:, used]
-        tokens = transformer.norm_final_attn(
-            tokens
-            + attended(
-                transformer.final_attn_token_to_image,
-                2,
-                tokens + prompt[:, used],
-                basis,
-                mapped[:, :, : 2 * of_queries],
-            )
-        )
-        iou = decoder.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
-        kept_masks = keep(iou.to(self.dtype))
+        tokens, prompt = tokens[:, used], prompt[:, used]
+        to_image = transformer.final_attn_token_to_image
+        attended = self.attended(to_image, 2, tokens + prompt, basis, values, weights.second)
+        tokens = transformer.norm_final_attn(tokens + attended)
+        iou = self._decoder.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
+        picked = keep(iou)
         vectors = torch.stack(
             [
-                decoder.output_hypernetworks_mlps[index](tokens[:, 1 + place])
+                self._decoder.output_hypernetworks_mlps[index](tokens[:, 1 + place])
                 for place, index in enumerate(chosen)
             ],
             dim=1,
         )
-        wanted = vectors[kept_masks]
+        wanted = vectors[picked]
         stages.upscale_masks(
             image.upscaling,
             basis,
-            mapped[:, :, 2 * of_queries :],
+            stages.map_values(values, [of.following for of in weights.second], 1)[:, 0],
             weights.upscaling,
             wanted,
-            kept_masks.sum(dim=1),
+            picked.sum(dim=1),
             masks[: len(wanted)],
         )
         return iou, len(wanted)
 
 
-class _Differences(NamedTuple):
-    """Keys or values of tokens less those of the last one, and those of the last one."""
+def _less_last(x: Tensor) -> Tensor:
+    """Keys or values of tokens `[B, h, T, d]`, less the last one's: `[B, h, d, T - 1]`."""
+    return (x[:, :, :-1] - x[:, :, -1:]).mT.contiguous()
 
-    others: Tensor  # [B, h, T - 1, d]
-    last: Tensor  # [B, h d]
 
-    @staticmethod
-    def between(x: Tensor) -> _Differences:
-        """From `[B, h, T, d]`."""
-        return _Differences(x[:, :, :-1] - x[:, :, -1:], x[:, :, -1].flatten(1))
-
-    def rows(self, table: Tensor) -> Tensor:
-        """What a table `[h d + 1, M]` makes of them: `[B, h (T - 1) + 1, M]`."""
-        batch, heads, others, _ = self.others.shape
-        of_heads = table[:-1].unflatten(0, (heads, -1))
-        # One product per head, for all prompts.
-        grouped = self.others.transpose(0, 1).flatten(1, 2) @ of_heads
-        rows = grouped.unflatten(1, (batch, others)).transpose(0, 1).flatten(1, 2)
-        last = torch.addmm(table[-1], self.last, table[:-1])
-        return torch.cat([rows, last[:, None]], dim=1)
-
-    def on(self, features: Tensor) -> Values:
-        """With the features of a base, as kernels want them."""
-        one = self.last.new_ones(len(self.last), 1)
-        return Values(self.others.mT, torch.cat([self.last, one], dim=1), features)
+def _values(attention: Attention, tokens: Tensor) -> Values:
+    x = F.linear(tokens, attention.v_proj.weight)
+    last = F.pad(x[:, -1], (0, 1), value=1.0)
+    return Values(_less_last(attention._heads(x)), last)
 
 
 def _centred(x: Tensor, dim: int = -1) -> Tensor:
@@ -529,6 +511,11 @@ def _multiplied_out(decoder: MaskDecoder) -> _Weights:
     def rounded(x: Tensor) -> Tensor:
         return x.to(dtype).contiguous()
 
+    def tables(rows: Tensor, maps: Tensor) -> _Tables:
+        inner = back0.v_proj.out_features
+        mapped = (rows @ maps.mT).split([inner, inner, len(maps) - 2 * inner], dim=1)
+        return _Tables(*map(rounded, (rows, *mapped)))
+
     return _Weights(
         constant=rounded(back0.out_proj(back0.v_proj.bias)),
         to_keys0=rounded(to0.k_proj.weight),
@@ -541,12 +528,10 @@ def _multiplied_out(decoder: MaskDecoder) -> _Weights:
             rounded(final.v_proj(b1)),
         ),
         between=rounded(g0),
-        rows1=rounded(rows1),
-        rows2=(rounded(rows2[0]), rounded(rows2[1])),
+        first=tables(rows1, maps1),
+        second=(tables(rows2[0], maps2), tables(rows2[1], maps2)),
         maps1=rounded(maps1),
         maps2=rounded(maps2),
-        mapped1=rounded(rows1 @ maps1.mT),
-        mapped2=(rounded(rows2[0] @ maps2.mT), rounded(rows2[1] @ maps2.mT)),
         to_keys1=rounded(to1.k_proj.weight),
         to_queries1=rounded(back1.q_proj.weight * scale),
         to_keys2=rounded(final.k_proj.weight),
@@ -585,12 +570,12 @@ def _shared_by_prompts(
     queries0 = torch.addmm(weights.query_biases[0][:, None], weights.to_queries0, e + p)
     a1 = _centred(e + weights.constant[:, None], dim=0)
     features1, keys1, values1, queries1 = split(
-        torch.cat([weights.rows1, weights.maps1]), [inner + 1, inner, inner, inner], a1
+        torch.cat([weights.first.rows, weights.maps1]), [inner + 1, inner, inner, inner], a1
     )
     offsets1 = torch.addmm(weights.query_biases[1][:, None], weights.to_queries1, p)
     a2 = _centred(weights.between[:, None] * a1, dim=0)
     features2a, features2b, keys2, values2, upscaling = split(
-        torch.cat([*weights.rows2, weights.maps2]),
+        torch.cat([*(of.rows for of in weights.second), weights.maps2]),
         [inner + 1, inner + 1, inner, inner, len(weights.maps2) - 2 * inner],
         a2,
     )

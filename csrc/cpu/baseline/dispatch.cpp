@@ -12,6 +12,7 @@
 #include "evsam/fused_mbconv.h"
 #include "evsam/isa.h"
 #include "evsam/layer_norm_2d.h"
+#include "evsam/map_values.h"
 #include "evsam/mbconv.h"
 #include "evsam/measure_masks.h"
 #include "evsam/multi_scale_attention.h"
@@ -36,6 +37,7 @@
   X(measure_masks, MeasureMasksArgs)                 \
   X(resize_masks, ResizeMasksArgs)                   \
   X(attend_keys, AttendKeysArgs)                     \
+  X(map_values, MapValuesArgs)                       \
   X(update_keys, UpdateKeysArgs)                     \
   X(upscale_masks, UpscaleMasksArgs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,10 +24,29 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _POSITIONS = 64  # Of a tile, which the kernels are compiled for.
 
 
+def empty(*shape: int, like: Tensor) -> Tensor:
+    """See `reference.empty`. NumPy asks the system for huge pages, which PyTorch does not: a fault
+    for every 4 KiB of the masks takes longer than to write them."""
+    return torch.from_numpy(np.empty(shape, np.float32))
+
+
 def tiled(x: Tensor) -> Tensor:
     """`[..., N]` -> `[tiles, ..., 64]`, filled up with zeros."""
     missing = -x.shape[-1] % _POSITIONS
     return F.pad(x, (0, missing)).unflatten(-1, (-1, _POSITIONS)).movedim(-2, 0).contiguous()
+
+
+def map_values(values: Sequence[Values], tables: Sequence[Tensor], groups: int) -> Tensor:
+    """See `reference.map_values`."""
+    rows = native().map_values(
+        values=[
+            (_array(of.differences), _array(of.last), _array(table))
+            for of, table in zip(values, tables, strict=True)
+        ],
+        groups=groups,
+        num_threads=torch.get_num_threads(),
+    )
+    return torch.from_numpy(rows)
 
 
 def attend_keys(
@@ -58,6 +78,7 @@ def update_keys(
     basis: Basis | None,
     row_tokens: Tensor | None,
     values: Sequence[Values],
+    features: Sequence[Tensor],
     norm: Norm,
     rows: Tensor,
 ) -> Basis:
@@ -69,7 +90,10 @@ def update_keys(
         scales=None if basis is None else _array(basis.scales),
         basis=None if basis is None else _array(basis.vectors),
         row_tokens=_optional(row_tokens),
-        updates=[tuple(map(_array, of_block)) for of_block in values],
+        updates=[
+            (_array(of.differences), _array(of.last), _array(of_block))
+            for of, of_block in zip(values, features, strict=True)
+        ],
         square=_array(norm.square),
         base=_array(norm.base),
         rows=_array(rows),

@@ -36,16 +36,15 @@ class SharedMap(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What a block of the decoder adds to the keys, as its kernels want it.
+    """What the tokens give to the keys in a block of the decoder.
 
     `differences` `[B, h, d, T - 1]` are the tokens' values less the last token's; `last`
-    `[B, h d + 1]` are that one's, and 1; `features` `[tiles, h d + 1, P]` are the base's products
-    with what each of these becomes.
+    `[B, h d + 1]` are that one's, and 1. A table `[h d + 1, M]` maps the former to a row for each
+    of these tokens and each head, by the head's rows of the table, and `last` to one more row.
     """
 
     differences: Tensor
     last: Tensor
-    features: Tensor
 
 
 class Norm(NamedTuple):
@@ -72,9 +71,31 @@ class Upscaling(NamedTuple):
     bias: Tensor
 
 
+def empty(*shape: int, like: Tensor) -> Tensor:
+    """Room for a stage's result, of the dtype and on the device of `like`."""
+    return like.new_empty(shape)
+
+
 def tiled(x: Tensor) -> Tensor:
     """`[..., N]` -> `[1, ..., N]`."""
     return x[None]
+
+
+def map_values(values: Sequence[Values], tables: Sequence[Tensor], groups: int) -> Tensor:
+    """What tables make of the values of every block, side by side.
+
+    Returns:
+        `[B, groups, R, M / groups]`, the columns of a group together.
+    """
+    rows = []
+    for (differences, last), table in zip(values, tables, strict=True):
+        batch, heads, _, others = differences.shape
+        # One product per head, for all prompts.
+        of_heads = differences.permute(1, 0, 3, 2).flatten(1, 2)
+        grouped = of_heads @ table[:-1].unflatten(0, (heads, -1))
+        rows.append(grouped.unflatten(1, (batch, others)).transpose(0, 1).flatten(1, 2))
+        rows.append((last @ table)[:, None])
+    return torch.cat(rows, dim=1).unflatten(2, (groups, -1)).transpose(1, 2)
 
 
 def attend_keys(
@@ -112,6 +133,7 @@ def update_keys(
     basis: Basis | None,
     row_tokens: Tensor | None,  # [B, h, R, T - 1], the queries of the vectors' rows times `tokens`
     values: Sequence[Values],  # of every block so far
+    features: Sequence[Tensor],  # [tiles, h d + 1, P], the base's products with what these become
     norm: Norm,
     rows: Tensor,  # [B, R', C], of the vectors
 ) -> Basis:
@@ -119,7 +141,8 @@ def update_keys(
 
     With w the softmax over tokens, its last weight left out, the new vectors are those there were,
     w and 1, R' in all. They and the scales are divided by the standard deviation of what they
-    describe, which kernels compute from `values`, and this formula from its definition.
+    describe, which kernels compute from `values` and `features`, and this formula from its
+    definition.
     """
     scores = tokens.mT @ _mapped(queries, basis).unflatten(1, (tokens.shape[1], -1))
     if basis is not None and row_tokens is not None:

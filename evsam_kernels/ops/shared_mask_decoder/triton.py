@@ -28,11 +28,13 @@ from evsam_kernels.ops.shared_mask_decoder.reference import (
     SharedMap,
     Upscaling,
     Values,
+    empty,
+    map_values,
     tiled,
 )
 from evsam_kernels.simt import emulation
 
-__all__ = ["DTYPES", "attend_keys", "tiled", "update_keys", "upscale_masks"]
+__all__ = ["DTYPES", "attend_keys", "empty", "map_values", "tiled", "update_keys", "upscale_masks"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -465,6 +467,7 @@ def update_keys(
     basis: Basis | None,
     row_tokens: Tensor | None,
     values: Sequence[Values],
+    features: Sequence[Tensor],
     norm: Norm,
     rows: Tensor,
 ) -> Basis:
