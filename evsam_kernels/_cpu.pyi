@@ -216,7 +216,6 @@ def update_keys(
     square: npt.NDArray[np.float32],
     base: npt.NDArray[np.float32],
     rows: npt.NDArray[np.float32],
-    gram: npt.NDArray[np.float32],
     eps: float,
     num_threads: int,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...

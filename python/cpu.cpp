@@ -571,8 +571,7 @@ py::tuple update_keys(const Array<float>& tokens, const Array<float>& queries,
                       const Optional& offsets, const Optional& scales, const Optional& basis,
                       const Optional& row_tokens, const std::vector<ThreeArrays>& updates,
                       const Array<float>& square, const Array<float>& base,
-                      const Array<float>& rows, const Array<float>& gram, double eps,
-                      int num_threads) {
+                      const Array<float>& rows, double eps, int num_threads) {
   check(tokens.ndim() == 4, "tokens must have four axes");
   check(base.ndim() == 3, "base must have three axes");
   check_at_least("updates", static_cast<std::int64_t>(updates.size()), 1);
@@ -606,7 +605,6 @@ py::tuple update_keys(const Array<float>& tokens, const Array<float>& queries,
   args.square = elements("square", square, {tiles, tile_positions});
   args.base = elements("base", base, {tiles, args.channels, tile_positions});
   args.rows = elements("rows", rows, {batch, new_rank, args.channels});
-  args.gram = elements("gram", gram, {batch, new_rank, new_rank});
   Array<float> new_basis({batch, tiles, new_rank, tile_positions});
   Array<float> new_scales({batch, tiles, tile_positions});
   args.new_basis = new_basis.mutable_data();
@@ -767,7 +765,7 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("queries").noconvert(), py::arg("offsets").noconvert(),
              py::arg("scales").noconvert(), py::arg("basis").noconvert(),
              py::arg("row_tokens").noconvert(), "updates"_a, py::arg("square").noconvert(),
-             py::arg("base").noconvert(), py::arg("rows").noconvert(), py::arg("gram").noconvert(),
+             py::arg("base").noconvert(), py::arg("rows").noconvert(),
              "eps"_a, "num_threads"_a,
              "Softmax over tokens and LayerNorm's scale; see csrc/include/evsam/update_keys.h.");
   module.def("upscale_masks", &upscale_masks, py::kw_only(), py::arg("base").noconvert(),

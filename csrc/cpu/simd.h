@@ -152,16 +152,31 @@ EVSAM_INLINE Vec scaled(Vec v, Vec n) {
 #endif
 }
 
+// Sums and maxima are those of halves, which need not wait for one another.
 EVSAM_INLINE float sum(Vec v) {
-  float total = 0;
-  for (int lane = 0; lane < lanes; ++lane) total += v[lane];
-  return total;
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(v);
+#elif defined(__AVX2__)
+  __m128 half = _mm256_castps256_ps128(v) + _mm256_extractf128_ps(v, 1);
+  half += _mm_movehl_ps(half, half);
+  return half[0] + half[1];
+#else
+  return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
 }
 
 EVSAM_INLINE float largest(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(v);
+#elif defined(__AVX2__)
+  __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return half[0] > half[1] ? half[0] : half[1];
+#else
   float found = v[0];
   for (int lane = 1; lane < lanes; ++lane) found = v[lane] > found ? v[lane] : found;
   return found;
+#endif
 }
 
 // Storage types.

@@ -58,7 +58,7 @@ void softmax(float* scores, std::int64_t rows) {
   });
 }
 
-// Elements of what `pack_pairs` writes.
+// Elements of what `write_pairs` writes.
 std::int64_t pairs_of(std::int64_t rank) {
   std::int64_t count = 0;
   for (std::int64_t first = 0; first < rank; first += panel_rows)
@@ -66,14 +66,26 @@ std::int64_t pairs_of(std::int64_t rank) {
   return count;
 }
 
-// Each pair of rows once, in the order in which `update` takes them: a panel of rows i at a time, for every
-// k from its first row on, G[i][k] with k = i, twice that with k > i and 0 before.
-void pack_pairs(std::int64_t rank, const float* gram, float* to) {
+// Products of all pairs of `rows` [rank][channels], each pair once, in the order in which `update` takes
+// them: a panel of rows i at a time, for every k from its first row on the product with k = i, twice that with
+// k > i, and 0 before.
+void write_pairs(std::int64_t rank, std::int64_t channels, const float* rows, float* to) {
   for (std::int64_t first = 0; first < rank; first += panel_rows) {
     const std::int64_t count = least(panel_rows, rank - first);
-    for (std::int64_t k = first; k < rank; ++k)
-      for (std::int64_t i = first; i < first + count; ++i)
-        *to++ = k < i ? 0 : gram[k * rank + i] * (k > i ? 2 : 1);
+    for (std::int64_t k = first; k < rank; ++k, to += count) {
+      Vec sums[panel_rows];
+      for (Vec& of_row : sums) of_row = zero();
+      for (std::int64_t c = 0; c < channels; c += lanes) {
+        const Vec other = load(rows + k * channels + c, channels - c);
+#pragma GCC unroll 8
+        for (int i = 0; i < panel_rows; ++i) {
+          const std::int64_t row = least(first + i, rank - 1);  // Those behind the last one are not used.
+          sums[i] = fma(load(rows + row * channels + c, channels - c), other, sums[i]);
+        }
+      }
+      for (std::int64_t i = 0; i < count; ++i)
+        to[i] = k < first + i ? 0 : sum(sums[i]) * (k > first + i ? 2 : 1);
+    }
   }
 }
 
@@ -172,7 +184,7 @@ void update(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt,
 
 void update_keys(const UpdateKeysArgs& args) {
   const Sizes sizes(args);
-  const std::int64_t gram = sizes.new_rank * sizes.new_rank, of_prompt = pairs_of(sizes.new_rank);
+  const std::int64_t of_prompt = pairs_of(sizes.new_rank);
   Pieces counted;
   const Room one(counted, sizes);
   Pieces all;
@@ -180,12 +192,13 @@ void update_keys(const UpdateKeysArgs& args) {
   char* memory = scratch(all.bytes() + args.num_threads * counted.bytes());
   float* pairs = Pieces(memory).take<float>(args.batch * of_prompt);
   const std::int64_t groups = quotient_up(args.batch, prompts_at_once);
-  const std::int64_t operations = args.batch * args.tiles * positions * gram;
+  const std::int64_t operations = args.batch * args.tiles * positions * of_prompt;
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(memory + all.bytes() + member * counted.bytes());
     const Room room(pieces, sizes);
     for_each(args.batch, [&](std::int64_t prompt) {
-      pack_pairs(sizes.new_rank, args.gram + prompt * gram, pairs + prompt * of_prompt);
+      write_pairs(sizes.new_rank, args.channels, args.rows + prompt * sizes.new_rank * args.channels,
+                  pairs + prompt * of_prompt);
     });
     for_each(groups * args.tiles, [&](std::int64_t task) {
       const std::int64_t first = task / args.tiles * prompts_at_once;

@@ -56,7 +56,7 @@ void check(std::int64_t batch, std::int64_t others, std::int64_t heads, std::int
           products[place(inner + 1, f, n)] += table[i][f * channels + c] * a[place(channels, c, n)];
     feature.push_back(products);
   }
-  Values square(all), row(batch * new_rank * channels), gram(batch * new_rank * new_rank);
+  Values square(all), row(batch * new_rank * channels);
   for (std::int64_t n = 0; n < all; ++n)
     for (std::int64_t c = 0; c < channels; ++c)
       square[n] += a[place(channels, c, n)] * a[place(channels, c, n)];
@@ -71,11 +71,6 @@ void check(std::int64_t batch, std::int64_t others, std::int64_t heads, std::int
         for (std::int64_t k = 0; k <= inner; ++k)
           to[heads * others * channels] += last[i][b * (inner + 1) + k] * table[i][k * channels + c];
       }
-    for (std::int64_t i = 0; i < new_rank; ++i)
-      for (std::int64_t j = 0; j < new_rank; ++j)
-        for (std::int64_t c = 0; c < channels; ++c)
-          gram[(b * new_rank + i) * new_rank + j] += row[(b * new_rank + i) * channels + c] *
-                                                     row[(b * new_rank + j) * channels + c];
   }
 
   Values new_basis(batch * new_rank * all), new_scale(batch * all);
@@ -115,7 +110,7 @@ void check(std::int64_t batch, std::int64_t others, std::int64_t heads, std::int
 
   const Tensor tokens(dtype, token), queries(dtype, q), offsets(dtype, offset), scales(dtype, scale);
   const Tensor basis(dtype, x), row_tokens(dtype, row_token), squares(dtype, square), base(dtype, a);
-  const Tensor rows(dtype, row), grams(dtype, gram);
+  const Tensor rows(dtype, row);
   std::vector<std::unique_ptr<Tensor>> parts;
   std::vector<evsam::KeyUpdate> updates;
   for (std::int64_t i = 0; i < blocks; ++i) {
@@ -127,8 +122,8 @@ void check(std::int64_t batch, std::int64_t others, std::int64_t heads, std::int
   Tensor z(dtype, static_cast<std::int64_t>(new_scale.size()));
   const auto if_any = [&](const Tensor& tensor) { return rank == 0 ? nullptr : of(tensor); };
   evsam::update_keys({of(tokens), of(queries), if_any(offsets), if_any(scales), if_any(basis),
-                      if_any(row_tokens), updates.data(), of(squares), of(base), of(rows), of(grams),
-                      eps, static_cast<float*>(y.data()), static_cast<float*>(z.data()), batch,
+                      if_any(row_tokens), updates.data(), of(squares), of(base), of(rows), eps,
+                      static_cast<float*>(y.data()), static_cast<float*>(z.data()), batch,
                       others, heads, head_dim, tiles, channels, blocks, num_threads});
   const std::string what = join({batch, others, heads, tiles, channels, blocks, cancel});
   compare(what + " basis", dtype, new_basis, y);

@@ -25,7 +25,6 @@ struct UpdateKeysArgs {
   const float* square;       // [tiles, 64], of the base
   const float* base;         // [tiles, channels, 64]
   const float* rows;         // [batch, new_rank, channels]
-  const float* gram;         // [batch, new_rank, new_rank], rows rows^T
   double eps;
   float* new_basis;   // [batch, tiles, new_rank, 64]
   float* new_scales;  // [batch, tiles, 64]

@@ -97,7 +97,6 @@ def update_keys(
         square=_array(norm.square),
         base=_array(norm.base),
         rows=_array(rows),
-        gram=_array(rows @ rows.mT),
         eps=norm.eps,
         num_threads=torch.get_num_threads(),
     )
