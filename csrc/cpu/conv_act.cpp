@@ -67,7 +67,9 @@ void run_winograd(const ConvActArgs& args, const Map<Storage>& in, const Output<
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(memory + member * counted.bytes());
     const Room room(pieces, at_once, conv.in_channels);
-    const auto sink = [&](std::int64_t row) { return output.line(room.pixels[row]); };
+    const auto sink = [output, pixels = room.pixels](std::int64_t row) {
+      return output.line(pixels[row]);
+    };
     for_each(runs.size(), [&](std::int64_t run) {
       const std::int64_t first = runs.begin(run), count = runs.end(run) - first;
       convolve_tiles<Scheme>(in, weights, tiles, first, count, room, args.activation, sink);

@@ -20,6 +20,8 @@
 #endif
 
 #define EVSAM_INLINE inline __attribute__((always_inline))
+// Loops around these are unrolled: inlined at every place, long ones would be most of a kernel's code.
+#define EVSAM_OUT_OF_LINE inline __attribute__((noinline))
 
 namespace evsam::EVSAM_ISA {
 namespace {
@@ -181,31 +183,37 @@ EVSAM_INLINE float largest(Vec v) {
 
 // Storage types.
 
+#if !defined(__AVX512F__)
+// Elements of 16 bits, as many as a Vec has lanes.
+typedef std::uint16_t Halves __attribute__((vector_size(2 * lanes)));
+#endif
+
 EVSAM_INLINE Vec load(const BFloat16* from) {
 #if defined(__AVX512F__)
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-#elif defined(__AVX2__)
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 #else
-  float wide[lanes];
-  for (int lane = 0; lane < lanes; ++lane) convert(from[lane], wide[lane]);
-  return load(wide);
+  Halves halves;
+  __builtin_memcpy(&halves, from, sizeof halves);
+  return (Vec)(__builtin_convertvector(halves, Bits) << 16);
 #endif
 }
 
-EVSAM_INLINE Vec load(const Float16* from) {
 #if defined(__AVX512F__)
+EVSAM_INLINE Vec load(const Float16* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
 #elif defined(__AVX2__)
+EVSAM_INLINE Vec load(const Float16* from) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
 #else
+EVSAM_OUT_OF_LINE Vec load(const Float16* from) {
   float wide[lanes];
   for (int lane = 0; lane < lanes; ++lane) convert(from[lane], wide[lane]);
   return load(wide);
-#endif
 }
+#endif
 
 EVSAM_INLINE void store(BFloat16* to, Vec v) {
 #if defined(__AVX512F__)
@@ -218,24 +226,45 @@ EVSAM_INLINE void store(BFloat16* to, Vec v) {
   const __m256i narrow = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow);
 #else
-  float wide[lanes];
-  store(wide, v);
-  for (int lane = 0; lane < lanes; ++lane) convert(wide[lane], to[lane]);
+  const Bits bits = (Bits)v;
+  const Bits biased = bits + (0x7fff + ((bits >> 16) & 1));
+  const Bits rounded = v == v ? biased : bits | 0x400000;
+  const Halves halves = __builtin_convertvector(rounded >> 16, Halves);
+  __builtin_memcpy(to, &halves, sizeof halves);
 #endif
 }
 
-EVSAM_INLINE void store(Float16* to, Vec v) {
 #if defined(__AVX512F__)
+EVSAM_INLINE void store(Float16* to, Vec v) {
   const __m256i narrow = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow);
+}
 #elif defined(__AVX2__)
+EVSAM_INLINE void store(Float16* to, Vec v) {
   const __m128i narrow = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow);
+}
 #else
+EVSAM_OUT_OF_LINE void store(Float16* to, Vec v) {
   float wide[lanes];
   store(wide, v);
   for (int lane = 0; lane < lanes; ++lane) convert(wide[lane], to[lane]);
+}
 #endif
+
+// Fewer elements than a vector has lanes, which only the ends of rows have.
+template <class Storage>
+__attribute__((noinline, cold)) Vec load_some(const Storage* from, std::int64_t count) {
+  Storage room[lanes] = {};
+  for (std::int64_t i = 0; i < count; ++i) room[i] = from[i];
+  return load(room);
+}
+
+template <class Storage>
+__attribute__((noinline, cold)) void store_some(Storage* to, Vec v, std::int64_t count) {
+  Storage room[lanes];
+  store(room, v);
+  for (std::int64_t i = 0; i < count; ++i) to[i] = room[i];
 }
 
 // The first `count` elements, or a whole vector where `count` is larger; zeros in the other lanes.
@@ -246,9 +275,7 @@ EVSAM_INLINE Vec load(const Storage* from, std::int64_t count) {
   const auto mask = static_cast<__mmask16>((1u << count) - 1);
   if constexpr (sizeof(Storage) == 4) return _mm512_maskz_loadu_ps(mask, from);
 #endif
-  Storage room[lanes] = {};
-  for (std::int64_t i = 0; i < count; ++i) room[i] = from[i];
-  return load(room);
+  return load_some(from, count);
 }
 
 template <class Storage>
@@ -258,9 +285,7 @@ EVSAM_INLINE void store(Storage* to, Vec v, std::int64_t count) {
   const auto mask = static_cast<__mmask16>((1u << count) - 1);
   if constexpr (sizeof(Storage) == 4) return _mm512_mask_storeu_ps(to, mask, v);
 #endif
-  Storage room[lanes];
-  store(room, v);
-  for (std::int64_t i = 0; i < count; ++i) to[i] = room[i];
+  store_some(to, v, count);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "activation.h"
 #include "evsam/conv_act.h"
@@ -366,12 +367,16 @@ std::int64_t transform_tile(const Map<Storage>& in, const Tiles<Scheme>& tiles, 
   return row;
 }
 
-// Transforms the products of one tile back, from column `first` on, and passes them on. `whole` says
-// that all outputs lie within the map.
+// Transforms the products of one tile back, from column `first` on, and passes them on. With `whole` all
+// outputs lie within the map, and each has code of its own.
+//
+// Out of line, because compilers take disproportionately long over a function that holds several of
+// these; and with a sink by value, so that what it holds is nevertheless in registers.
 template <class Scheme, bool whole, class Storage, class Activate, class Sink>
-void finish_tile(const WinogradRoom<Scheme, Storage>& room, std::int64_t slot, std::int64_t first,
-                 std::int64_t end, const WinogradWeights<Scheme, Storage>& weights,
-                 const Activate& activate, const Sink& sink) {
+__attribute__((noinline)) void finish_tile(const WinogradRoom<Scheme, Storage>& room,
+                                           std::int64_t slot, std::int64_t first, std::int64_t end,
+                                           const WinogradWeights<Scheme, Storage>& weights,
+                                           Activate activate, Sink sink) {
   constexpr int points = Scheme::points, outputs = Scheme::outputs;
   const Place place = room.places[slot];
   for (std::int64_t column = first; column < end; column += lanes) {
@@ -387,16 +392,25 @@ void finish_tile(const WinogradRoom<Scheme, Storage>& room, std::int64_t slot, s
       for (int i = 0; i < outputs; ++i) half[i][x] = y[i];
     }
     const Vec scale = broadcast(*weights.scale), bias = load(weights.bias + column);
+    if constexpr (whole) {
 #pragma GCC unroll 8
-    for (int y = 0; y < outputs; ++y) {
-      Vec line[outputs];
-      Scheme::output(half[y], line);
+      for (int y = 0; y < outputs; ++y) {
+        Vec line[outputs];
+        Scheme::output(half[y], line);
 #pragma GCC unroll 8
-      for (int x = 0; x < outputs; ++x)
-        if (whole)
+        for (int x = 0; x < outputs; ++x)
           sink(place.first + y * outputs + x)(column, activate(fma(line[x], scale, bias)));
-        else if (y < place.height && x < place.width)
-          sink(place.first + y * place.width + x)(column, activate(fma(line[x], scale, bias)));
+      }
+    } else {
+      Vec lines[outputs][outputs];
+#pragma GCC unroll 8
+      for (int y = 0; y < outputs; ++y) Scheme::output(half[y], lines[y]);
+      std::int64_t row = place.first;
+#pragma GCC unroll 1
+      for (int y = 0; y < place.height; ++y)
+#pragma GCC unroll 1
+        for (int x = 0; x < place.width; ++x)
+          sink(row++)(column, activate(fma(lines[y][x], scale, bias)));
     }
   }
 }
@@ -424,11 +438,17 @@ std::int64_t convolve_tiles(const Map<Storage>& in, const WinogradWeights<Scheme
                  room.products + point * room.product_stride, columns_at_once);
       }
     with_activation<Storage>(activation, [&](const auto& activate) {
-      for (std::int64_t t = 0; t < count; ++t)
-        if (room.places[t].height == Scheme::outputs && room.places[t].width == Scheme::outputs)
-          finish_tile<Scheme, true>(room, t, begin, end, weights, activate, sink);
-        else
-          finish_tile<Scheme, false>(room, t, begin, end, weights, activate, sink);
+      using Activate = std::decay_t<decltype(activate)>;
+      for (std::int64_t t = 0; t < count; ++t) {
+        // One that is looked up for every vector would gain nothing from so much code.
+        if constexpr (!same<Activate, AnyActivation<Storage>>) {
+          if (room.places[t].height == Scheme::outputs && room.places[t].width == Scheme::outputs) {
+            finish_tile<Scheme, true>(room, t, begin, end, weights, activate, sink);
+            continue;
+          }
+        }
+        finish_tile<Scheme, false>(room, t, begin, end, weights, activate, sink);
+      }
     });
   }
   return rows;

@@ -224,7 +224,8 @@ def machine_code(module: Module, kernel: str, arch: int) -> tuple[Resources, tup
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
         listing = toolchain.run("nvdisasm", ["-c", "-g", path])
-    return resources(cubin, log=log)[kernel], tuple(sass.read(listing, kernel))
+    found = resources(cubin, log=log, listing=listing)
+    return found[kernel], tuple(sass.read(listing, kernel))
 
 
 class _Counts:

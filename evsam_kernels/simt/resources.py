@@ -83,7 +83,7 @@ def assemble(
 
 
 def resources(
-    code: Module | bytes | Path, arch: int | None = None, *, log: str = ""
+    code: Module | bytes | Path, arch: int | None = None, *, log: str = "", listing: str = ""
 ) -> dict[str, Resources]:
     """What every kernel of a module, or of a cubin, takes.
 
@@ -91,6 +91,7 @@ def resources(
         code: a module, which is assembled; or a cubin, as bytes or as a file.
         arch: compute capability to assemble a module for; its own where None.
         log: what ptxas reported of a cubin, where that is known.
+        listing: what nvdisasm prints of the cubin's code, where that is known.
 
     Returns:
         resources by the kernels' names.
@@ -110,7 +111,7 @@ def resources(
         path.write_bytes(cubin)
         if not figures:
             figures = _figures_of_cuobjdump(toolchain.run("cuobjdump", ["-res-usage", path]))
-        listing = toolchain.run("nvdisasm", ["-c", path])
+        listing = listing or toolchain.run("nvdisasm", ["-c", path])
     opcodes = _opcodes(listing)
     return {
         kernel: Resources(

@@ -1,10 +1,11 @@
-// Checks the conversions of csrc/cpu/storage.h against arithmetic in double: every half precision
-// value one way, and the other way every value between two of them where rounding can go wrong.
+// Checks the conversions of csrc/cpu/storage.h and simd.h against arithmetic in double: every half
+// precision value one way, and the other way every value between two of them where rounding can go wrong.
 
 #include <cmath>
 #include <cstdio>
 #include <vector>
 
+#include "../../csrc/cpu/simd.h"
 #include "../../csrc/cpu/storage.h"
 
 namespace kernels = evsam::EVSAM_ISA;
@@ -34,14 +35,29 @@ bool same(double a, double b) {
   return (std::isnan(a) && std::isnan(b)) || (a == b && std::signbit(a) == std::signbit(b));
 }
 
-// Both directions go through the loops that kernels call, whose length leaves a remainder.
-template <class Half>
+// What kernels call, for a count of elements that leaves a remainder.
+struct Loops {
+  template <class From, class To>
+  static void convert(const From* from, To* to, std::int64_t count) {
+    kernels::convert(from, to, count);
+  }
+};
+
+struct Vectors {
+  template <class From, class To>
+  static void convert(const From* from, To* to, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; i += kernels::lanes)
+      kernels::store(to + i, kernels::load(from + i, count - i), count - i);
+  }
+};
+
+template <class How, class Half>
 bool widens_every_value(const char* name, Format format) {
   std::vector<Half> halves(1 << 16);
   for (std::size_t i = 0; i < halves.size(); ++i) halves[i].bits = static_cast<std::uint16_t>(i);
   halves.push_back(halves[1]);
   std::vector<float> floats(halves.size());
-  kernels::convert(halves.data(), floats.data(), static_cast<std::int64_t>(halves.size()));
+  How::convert(halves.data(), floats.data(), static_cast<std::int64_t>(halves.size()));
   for (std::size_t i = 0; i < halves.size(); ++i) {
     if (!same(floats[i], value_of(halves[i].bits, format))) {
       std::printf("%s 0x%04x widens to %g\n", name, halves[i].bits, floats[i]);
@@ -51,7 +67,7 @@ bool widens_every_value(const char* name, Format format) {
   return true;
 }
 
-template <class Half>
+template <class How, class Half>
 bool rounds_to_nearest_even(const char* name, Format format) {
   const auto infinity =
       static_cast<std::uint16_t>(format.max_exponent << format.mantissa_bits);
@@ -80,7 +96,7 @@ bool rounds_to_nearest_even(const char* name, Format format) {
   for (const std::uint32_t bits : {0x7f800001u, 0x7fc00000u, 0x7fffffffu, 0xff800001u})
     floats.push_back(kernels::float_of(bits));
   std::vector<Half> halves(floats.size());
-  kernels::convert(floats.data(), halves.data(), static_cast<std::int64_t>(floats.size()));
+  How::convert(floats.data(), halves.data(), static_cast<std::int64_t>(floats.size()));
   for (std::size_t i = 0; i < expected.size(); ++i) {
     if (halves[i].bits != expected[i]) {
       std::printf("%a narrows to %s 0x%04x instead of 0x%04x\n", floats[i], name, halves[i].bits,
@@ -97,12 +113,14 @@ bool rounds_to_nearest_even(const char* name, Format format) {
   return true;
 }
 
+template <class How>
+bool passes() {
+  return widens_every_value<How, kernels::Float16>("float16", float16) &&
+         widens_every_value<How, kernels::BFloat16>("bfloat16", bfloat16) &&
+         rounds_to_nearest_even<How, kernels::Float16>("float16", float16) &&
+         rounds_to_nearest_even<How, kernels::BFloat16>("bfloat16", bfloat16);
+}
+
 }  // namespace
 
-int main() {
-  const bool passed = widens_every_value<kernels::Float16>("float16", float16) &&
-                      widens_every_value<kernels::BFloat16>("bfloat16", bfloat16) &&
-                      rounds_to_nearest_even<kernels::Float16>("float16", float16) &&
-                      rounds_to_nearest_even<kernels::BFloat16>("bfloat16", bfloat16);
-  return passed ? 0 : 1;
-}
+int main() { return passes<Loops>() && passes<Vectors>() ? 0 : 1; }

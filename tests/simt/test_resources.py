@@ -8,6 +8,7 @@ import pytest
 from support import simt_kernels
 
 from evsam_kernels import simt
+from evsam_kernels.simt import toolchain
 
 SPILLS = """
 extern "C" __global__ void __launch_bounds__(1024, 2) spills(const float* x, float* y) {
@@ -65,6 +66,14 @@ def test_a_cubin_says_the_same_but_for_its_spills(module: simt.Module, tmp_path:
             assert found.spill_stores is found.spill_loads is found.barriers is None
             for field in ("registers", "stack", "shared", "opcodes"):
                 assert getattr(found, field) == getattr(of_module[name], field), field
+
+
+def test_a_listing_with_lines_says_the_same(module: simt.Module, tmp_path: Path) -> None:
+    cubin, log = simt.assemble(module)
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(cubin)
+    listing = toolchain.run("nvdisasm", ["-c", "-g", path])
+    assert simt.resources(cubin, log=log, listing=listing) == simt.resources(module)
 
 
 def test_a_module_is_assembled_for_another_architecture(module: simt.Module) -> None:

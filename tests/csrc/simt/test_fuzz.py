@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 HERE = Path(__file__).parent
-SANITIZERS = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -pthread"
+SANITIZERS = "-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -pthread"
 ROUNDS = 2000
 
 
