@@ -160,6 +160,7 @@ EVSAM_INLINE void over_panels(std::int64_t rows, const Body& body) {
 
 // The product's rows from one on.
 EVSAM_INLINE Product from_row(const Product& product, std::int64_t row) {
+  if (product.inner == 0) return nothing;
   return {product.inner, product.a + row, product.a_stride, product.b, product.b_stride};
 }
 
