@@ -182,15 +182,17 @@ class _Server:
         contestant = getattr(importlib.import_module(module), contestants)[self._name]
         self._candidates.clear()  # Lets go of the task before.
         self._compute = lambda: torch.empty(0)
-        loaded = torch.load(task, weights_only=False)
-        self._device = Cpu() if loaded.device == "cpu" else Gpu()
         lost = ""
-        try:
-            self._candidates.extend(contestant.candidates(loaded))
-        except Exception as error:
-            if not self._candidates:
-                raise
-            lost = f"; the next configuration failed: {_in_a_line(error)}"
+        # Weights made in inference mode could not be packed once and for all.
+        with torch.inference_mode(False), torch.no_grad():
+            loaded = torch.load(task, weights_only=False)
+            self._device = Cpu() if loaded.device == "cpu" else Gpu()
+            try:
+                self._candidates.extend(contestant.candidates(loaded))
+            except Exception as error:
+                if not self._candidates:
+                    raise
+                lost = f"; the next configuration failed: {_in_a_line(error)}"
         gc.collect()
         self._resident = self._device.memory()  # With the model, before its first run.
         seconds = [self._fastest_run(compute) for _, compute in self._candidates]

@@ -55,7 +55,7 @@ void run_winograd(const ConvActArgs& args, const Map<Storage>& in, const Output<
   using Room = WinogradRoom<Scheme, Storage>;
   const ConvShape& conv = args.conv;
   const Tiles<Scheme> tiles(in);
-  const std::int64_t at_once = tiles.at_once(max_rows<Element<Storage>>, args.num_threads);
+  const std::int64_t at_once = tiles.at_once(max_rows, args.num_threads);
   Pieces counted;
   const Room one(counted, at_once, conv.in_channels);
   char* memory = scratch(args.num_threads * counted.bytes());

@@ -102,10 +102,10 @@ void gather(const Map<Storage>& in, const ConvShape& conv, std::int64_t group, s
 // Output pixels that a thread works on at once, with `columns` columns of operands for each.
 template <class E>
 std::int64_t pixels_at_once(std::int64_t pixels, std::int64_t columns, int num_threads) {
-  constexpr std::int64_t bytes = 384 << 10, highest = 8 * max_rows<E>;
+  constexpr std::int64_t bytes = 384 << 10, highest = 8 * max_rows;
   const std::int64_t fitting = bytes / (columns * static_cast<std::int64_t>(sizeof(E)));
   const std::int64_t shared = quotient_up(pixels, 2 * num_threads);
-  return most(least(least(fitting, highest), shared), max_rows<E>);
+  return most(least(least(fitting, highest), shared), max_rows);
 }
 
 }  // namespace

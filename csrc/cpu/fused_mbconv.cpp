@@ -63,7 +63,7 @@ void run_winograd(const FusedMBConvArgs& args, const Map<Storage>& in,
   const Tiles<Scheme> tiles(in);
   constexpr std::int64_t outputs = Scheme::outputs * Scheme::outputs;
   const std::int64_t mid_columns = round_up(shape.mid_channels);
-  const std::int64_t at_once = tiles.at_once(max_rows<E>, args.num_threads);
+  const std::int64_t at_once = tiles.at_once(max_rows, args.num_threads);
 
   struct Room {
     WinogradRoom<Scheme, Storage> winograd;

@@ -184,7 +184,7 @@ struct ProductTasks {
       : rows(rows), columns(columns), across(quotient_up(columns, Sums::columns)) {
     const std::int64_t down =
         most(quotient_up(2 * num_threads, across), quotient_up(rows, most_rows));
-    rows_at_once = quotient_up(quotient_up(rows, down), max_rows<E>) * max_rows<E>;
+    rows_at_once = quotient_up(quotient_up(rows, down), max_rows) * max_rows;
     count = quotient_up(rows, rows_at_once) * across;
   }
 

@@ -6,9 +6,12 @@
 // in panels of as many columns as two vectors hold, [columns / panel][rows][panel]. Both are filled up
 // with zeros to multiples of 32.
 //
-// A tile of max_rows rows and one panel stays in registers over the whole sum; every element of a panel
-// that is loaded is used for all of its rows. With AVX512_BF16 elements are bfloat16 and summed up in
-// pairs to float32 (panels interleave two rows); everywhere else they are float32.
+// A tile of max_rows rows and one panel is summed up in registers; every element of a panel that is loaded
+// is used for all of its rows. With AVX512_BF16 elements are bfloat16 and summed up in pairs to float32
+// (panels interleave two rows); everywhere else they are float32.
+//
+// Panels come from L3, whose latency is longer than what processors look ahead: while the first tile passes
+// over a panel, the next one is fetched.
 #pragma once
 
 #include <cmath>
@@ -25,19 +28,15 @@ constexpr std::int64_t panel = 2 * lanes;
 
 // Rows of the largest tile.
 #if defined(__AVX512F__)
-template <class E>
-constexpr int max_rows = 7;  // 28 registers hold sums and totals
-template <>
-constexpr int max_rows<BFloat16> = 14;  // 28 registers hold sums
+constexpr int max_rows = 14;  // 28 registers hold sums
 #else
-template <class E>
-constexpr int max_rows = 6;  // 12 registers hold sums; totals go through the stack
+constexpr int max_rows = 6;  // 12 registers hold sums
 #endif
 
 inline std::int64_t blocks_of(std::int64_t count) { return (count + block - 1) / block; }
 inline std::int64_t round_up(std::int64_t count) { return blocks_of(count) * block; }
-inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-inline std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+constexpr std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+constexpr std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 inline std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 template <bool first, class A, class B>
@@ -128,59 +127,55 @@ EVSAM_INLINE void finish(const Vec (&sums)[rows][2], float* c, std::int64_t c_st
     }
 }
 
-// One tile: c[i][:] = sum over k of a[i][k] b[k][:].
+// Elements of a cache line.
+template <class E>
+constexpr std::int64_t line = 64 / sizeof(E);
+
+// One tile: c[i][:] = sum over k of a[i][k] b[k][:], with a cache line from `ahead` on fetched for each k.
 //
-// Sums of 16 products are added up apart from the total, which makes the rounding error of long sums
-// several times smaller; a Winograd transform has no room for that error. Additions run beside the
-// multiplications on most processors.
+// Sums of 64 products are added up in c, apart from one another, which makes the rounding error of long
+// sums several times smaller; a Winograd transform has no room for that error.
 //
 // Out of line: inlined, compilers keep constants of what follows in registers and spill the sums.
 template <int rows>
 __attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::int64_t blocks,
-                                    const float* b, float* c, std::int64_t c_stride,
-                                    bool accumulate) {
-  constexpr int together = 16;
-  Vec totals[rows][2];
+                                    const float* b, const float* ahead, float* c,
+                                    std::int64_t c_stride, bool accumulate) {
+  constexpr std::int64_t together = 2;
+  for (; blocks > 0; blocks -= together, accumulate = true) {
+    Vec sums[rows][2];
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) totals[i][0] = totals[i][1] = zero();
-  for (; blocks > 0; --blocks, a += a_stride) {
+    for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = zero();
 #pragma GCC unroll 1
-    for (int first = 0; first < block; first += together) {
-      Vec sums[rows][2];
-#pragma GCC unroll 16
-      for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = zero();
-      // Unrolled no further: given a longer run, compilers keep totals in memory.
+    for (std::int64_t i = least(blocks, together); i > 0; --i, a += a_stride) {
 #pragma GCC unroll 4
-      for (int k = first; k < first + together; ++k, b += panel) {
+      for (int k = 0; k < block; ++k, b += panel, ahead += line<float>) {
+        __builtin_prefetch(ahead);
         const Vec b0 = load(b), b1 = load(b + lanes);
 #pragma GCC unroll 16
-        for (int i = 0; i < rows; ++i) {
-          const Vec value = broadcast(a[i * block + k]);
-          sums[i][0] = fma(value, b0, sums[i][0]);
-          sums[i][1] = fma(value, b1, sums[i][1]);
+        for (int row = 0; row < rows; ++row) {
+          const Vec value = broadcast(a[row * block + k]);
+          sums[row][0] = fma(value, b0, sums[row][0]);
+          sums[row][1] = fma(value, b1, sums[row][1]);
         }
       }
-#pragma GCC unroll 16
-      for (int i = 0; i < rows; ++i) {
-        totals[i][0] += sums[i][0];
-        totals[i][1] += sums[i][1];
-      }
     }
+    finish(sums, c, c_stride, accumulate);
   }
-  finish(totals, c, c_stride, accumulate);
 }
 
 #if defined(__AVX512BF16__)
 template <int rows>
 __attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, std::int64_t blocks,
-                                    const BFloat16* b, float* c, std::int64_t c_stride,
-                                    bool accumulate) {
+                                    const BFloat16* b, const BFloat16* ahead, float* c,
+                                    std::int64_t c_stride, bool accumulate) {
   Vec sums[rows][2];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = zero();
   for (; blocks > 0; --blocks, a += a_stride) {
 #pragma GCC unroll 4
-    for (int k = 0; k < block; k += 2, b += 2 * panel) {
+    for (int k = 0; k < block; k += 2, b += 2 * panel, ahead += line<BFloat16>) {
+      __builtin_prefetch(ahead);
       const auto b0 = (__m512bh)_mm512_loadu_si512(b);
       const auto b1 = (__m512bh)_mm512_loadu_si512(b + 2 * lanes);
 #pragma GCC unroll 16
@@ -197,32 +192,42 @@ __attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, st
 }
 #endif
 
-template <class E, int rows = max_rows<E>>
+template <class E, int rows = max_rows>
 void tile_of(std::int64_t count, const E* a, std::int64_t a_stride, std::int64_t blocks, const E* b,
-             float* c, std::int64_t c_stride, bool accumulate) {
-  if (count == rows) return tile<rows>(a, a_stride, blocks, b, c, c_stride, accumulate);
-  if constexpr (rows > 1) tile_of<E, rows - 1>(count, a, a_stride, blocks, b, c, c_stride, accumulate);
+             const E* ahead, float* c, std::int64_t c_stride, bool accumulate) {
+  if (count == rows) return tile<rows>(a, a_stride, blocks, b, ahead, c, c_stride, accumulate);
+  if constexpr (rows > 1)
+    tile_of<E, rows - 1>(count, a, a_stride, blocks, b, ahead, c, c_stride, accumulate);
 }
 
 // c[rows][columns] = a[rows][32 * blocks] b[32 * blocks][columns], a in blocks a_stride elements apart,
 // b in panels b_stride elements apart, c in rows c_stride apart; added to what c holds where
-// `accumulate` is set. The rows are split evenly into tiles.
+// `accumulate` is set. The rows are split evenly into tiles. `next` is the first panel of the product that
+// follows, if it is not one of these.
 template <class E>
 void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, const E* a,
               std::int64_t a_stride, const E* b, std::int64_t b_stride, float* c,
-              std::int64_t c_stride, bool accumulate = false) {
+              std::int64_t c_stride, bool accumulate = false, const E* next = nullptr) {
   // So many that this much of a panel stays in L1 while the tiles pass over it.
   constexpr std::int64_t blocks_at_once = 16;
-  const std::int64_t tiles = quotient_up(rows, max_rows<E>);
+  // Tiles that it takes to fetch a panel.
+  constexpr std::int64_t fetching = most(panel / line<float>, 1);
+  const std::int64_t tiles = quotient_up(rows, max_rows);
   for (std::int64_t first = 0; first < blocks; first += blocks_at_once) {
-    const std::int64_t count = least(blocks_at_once, blocks - first);
-    for (std::int64_t column = 0; column < columns; column += panel)
+    const std::int64_t count = least(blocks_at_once, blocks - first), last = columns - panel;
+    const E* from = b + first * block * panel;
+    for (std::int64_t column = 0; column <= last; column += panel, from += b_stride) {
+      const E* after = column < last            ? from + b_stride
+                       : first + count < blocks ? b + (first + count) * block * panel
+                       : next != nullptr        ? next
+                                                : b;
       for (std::int64_t t = 0; t < tiles; ++t) {
         const std::int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-        tile_of<E>(end - begin, a + first * a_stride + begin * block, a_stride, count,
-                   b + column / panel * b_stride + first * block * panel,
+        const E* ahead = t < fetching ? after + t * count * block * panel / fetching : from;
+        tile_of<E>(end - begin, a + first * a_stride + begin * block, a_stride, count, from, ahead,
                    c + begin * c_stride + column, c_stride, accumulate || first > 0);
       }
+    }
   }
 }
 

@@ -107,7 +107,7 @@ struct SharedRoom {
 
 template <class E>
 struct OwnRoom {
-  static constexpr std::int64_t aggregated_rows = 3 * max_rows<float>;  // of a product
+  static constexpr std::int64_t aggregated_rows = 3 * max_rows;  // of a product
 
   Sums sums;
   Head head;

@@ -26,11 +26,12 @@ EVSAM_INLINE void over_positions(const Body& body) {
   for (std::int64_t at = 0; at < positions; at += lanes) body(at);
 }
 
-// Vectors of a row that a panel of sums takes at once, which leaves registers for the operands.
+// Rows of the largest panel of sums, and vectors of a row that it takes at once, which leaves registers for
+// the operands.
 #if defined(__AVX512F__)
-constexpr int at_once = 4;
+constexpr int panel_rows = 7, at_once = 4;
 #else
-constexpr int at_once = 2;
+constexpr int panel_rows = 6, at_once = 2;
 #endif
 
 // The same for panels of few rows, whose sums would otherwise wait for one another: as many as there are
@@ -139,7 +140,6 @@ __attribute__((noinline)) void panel_of_rows(const Product& one, const Product& 
   if constexpr (rest > 0) panel_columns<rows, rest>(one, other, at, use);
 }
 
-constexpr int panel_rows = max_rows<float>;
 constexpr float zeros[panel_rows] = {};
 
 template <class Use, int rows = panel_rows>

@@ -25,7 +25,7 @@ namespace {
 // 36 / 16 = 2.25 multiplications an output in place of 9. The usual points 0, +-1, +-2 double the rounding
 // errors; the powers of these and their inverses are balanced.
 struct FourOutputs {
-  static constexpr int points = 6, outputs = 4, stride = 1, tiles = 21;
+  static constexpr int points = 6, outputs = 4, stride = 1, tiles = 28;
   static constexpr double a = 0.70710678118654752, b = 2 * a;
 
   static int kernel_of(int point) { return point; }
@@ -65,7 +65,7 @@ struct FourOutputs {
 // Three outputs of a 3-tap filter from 5 products, with the points +-3/8, +-5/4 and infinity: 25 / 9 = 2.8
 // multiplications an output, and half the rounding errors. These points were searched for.
 struct ThreeOutputs {
-  static constexpr int points = 5, outputs = 3, stride = 1, tiles = 21;
+  static constexpr int points = 5, outputs = 3, stride = 1, tiles = 28;
   static constexpr double p = 0.375, q = 1.25;
 
   static int kernel_of(int point) { return point; }
@@ -230,8 +230,9 @@ struct WinogradWeights {
         in_channels(in_channels),
         out_channels(out_channels) {}
 
-  const E* panel_at(int point_y, int point_x, std::int64_t column) const {
-    const int kernel = Scheme::kernel_of(point_y) * Scheme::kernels + Scheme::kernel_of(point_x);
+  const E* panel_at(int point, std::int64_t column) const {
+    const int kernel = Scheme::kernel_of(point / Scheme::points) * Scheme::kernels +
+                       Scheme::kernel_of(point % Scheme::points);
     return panels + kernel * packed_size(in_channels, out_channels) +
            column * round_up(in_channels);
   }
@@ -421,6 +422,7 @@ std::int64_t convolve_tiles(const Map<Storage>& in, const WinogradWeights<Scheme
                             const Tiles<Scheme>& tiles, std::int64_t first, std::int64_t count,
                             const WinogradRoom<Scheme, Storage>& room, Activation activation,
                             const Sink& sink) {
+  using E = Element<Storage>;
   constexpr int points = Scheme::points;
   for (std::int64_t c = 0; c < in.channels; ++c) room.zeros[c] = Storage{};
   std::int64_t rows = 0;
@@ -429,14 +431,16 @@ std::int64_t convolve_tiles(const Map<Storage>& in, const WinogradWeights<Scheme
   const std::int64_t columns = round_up(weights.out_channels);
   for (std::int64_t begin = 0; begin < columns; begin += columns_at_once) {
     const std::int64_t end = least(begin + columns_at_once, columns);
-    for (int y = 0; y < points; ++y)
-      for (int x = 0; x < points; ++x) {
-        const int point = y * points + x;
-        multiply(count, end - begin, blocks_of(in.channels),
-                 room.transformed + point * room.transformed_stride, count * block,
-                 weights.panel_at(y, x, begin), in.channels * panel,
-                 room.products + point * room.product_stride, columns_at_once);
-      }
+    constexpr int last = points * points - 1;
+    for (int point = 0; point <= last; ++point) {
+      const E* next = point < last    ? weights.panel_at(point + 1, begin)
+                      : end < columns ? weights.panel_at(0, end)
+                                      : weights.panel_at(0, 0);
+      multiply(count, end - begin, blocks_of(in.channels),
+               room.transformed + point * room.transformed_stride, count * block,
+               weights.panel_at(point, begin), in.channels * panel,
+               room.products + point * room.product_stride, columns_at_once, false, next);
+    }
     with_activation<Storage>(activation, [&](const auto& activate) {
       using Activate = std::decay_t<decltype(activate)>;
       for (std::int64_t t = 0; t < count; ++t) {

@@ -7,7 +7,7 @@
 
 namespace evsam {
 
-// Names of what was compiled in and runs on this CPU, slowest first; "portable" is always there.
+// Names of what was compiled in and runs on this CPU, the plainest first; "portable" is always there.
 std::vector<std::string> available_isas();
 
 // Name of the one in use. Throws std::invalid_argument where EVSAM_CPU_ISA names no available one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from evsam_kernels.ops.checks import check_map, check_operand, check_tensors, require
+from evsam_kernels.ops.checks import check_map, check_operand, check_tensors
 from evsam_kernels.ops.registry import register
 
 
@@ -12,7 +12,8 @@ def _output_shape(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[int, ...]:
     op = "layer_norm_2d"
-    require(eps >= 0, f"{op}: eps must not be negative, got {eps}")
+    if not eps >= 0:
+        raise ValueError(f"{op}: eps must not be negative, got {eps}")
     check_map(op, "x", x)
     channels = x.shape[1]
     check_operand(op, "weight", weight, (channels,), x, or_float32=True)

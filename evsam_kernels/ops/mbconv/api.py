@@ -13,7 +13,6 @@ from evsam_kernels.ops.checks import (
     check_positive,
     check_tensors,
     conv_output_size,
-    require,
 )
 from evsam_kernels.ops.registry import register
 
@@ -39,11 +38,11 @@ def _output_shape(
     check_conv_weight(op, "expand_weight", expand_weight, x, in_channels)
     mid_channels = expand_weight.shape[0]
     check_operand(op, "expand_bias", expand_bias, (mid_channels,), x)
-    require(
-        depth_weight.dim() == 4 and depth_weight.shape[0] == mid_channels,
-        f"{op}: depth_weight must have shape [{mid_channels}, 1, k, k] with k odd, "
-        f"got {tuple(depth_weight.shape)}",
-    )
+    if not (depth_weight.dim() == 4 and depth_weight.shape[0] == mid_channels):
+        raise ValueError(
+            f"{op}: depth_weight must have shape [{mid_channels}, 1, k, k] with k odd, "
+            f"got {tuple(depth_weight.shape)}"
+        )
     check_conv_weight(op, "depth_weight", depth_weight, x, mid_channels, groups=mid_channels)
     check_operand(op, "depth_bias", depth_bias, (mid_channels,), x)
     check_pointwise(op, "point_weight", point_weight)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from evsam_kernels.ops.checks import check_tensors, require
+from evsam_kernels.ops.checks import check_tensors
 from evsam_kernels.ops.measure_masks.reference import MeasuredMasks, Sizes
 from evsam_kernels.ops.registry import chosen_backend
 
@@ -45,17 +45,20 @@ def measure_masks(
     check_tensors("measure_masks", logits=logits)
     if not logits.is_floating_point():
         raise TypeError(f"measure_masks: logits must be floating, got {logits.dtype}")
-    require(
-        logits.dim() == 3 and min(logits.shape[1:]) > 0,
-        f"measure_masks: logits must have shape [N, h, w], got {tuple(logits.shape)}",
-    )
+    if not (logits.dim() == 3 and min(logits.shape[1:]) > 0):
+        raise ValueError(
+            f"measure_masks: logits must have shape [N, h, w], got {tuple(logits.shape)}"
+        )
     sizes = Sizes(*sizes)
-    require(
+    if not (
         all(1 <= side <= most for side, most in zip(sizes.picture, sizes.frame, strict=True))
-        and min(sizes.image) >= 1,
-        f"measure_masks: sizes must be positive and the picture within the frame, got {sizes}",
-    )
-    require(offset >= 0, f"measure_masks: offset must not be negative, got {offset}")
+        and min(sizes.image) >= 1
+    ):
+        raise ValueError(
+            f"measure_masks: sizes must be positive and the picture within the frame, got {sizes}"
+        )
+    if not offset >= 0:
+        raise ValueError(f"measure_masks: offset must not be negative, got {offset}")
     name = chosen_backend("measure_masks", backend, logits.device.type, torch.float32)
     kernel: Callable[..., MeasuredMasks] = importlib.import_module(
         f"evsam_kernels.ops.measure_masks.{name}"

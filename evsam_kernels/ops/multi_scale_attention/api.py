@@ -13,7 +13,6 @@ from evsam_kernels.ops.checks import (
     check_pointwise,
     check_positive,
     check_tensors,
-    require,
 )
 from evsam_kernels.ops.registry import register
 
@@ -34,40 +33,41 @@ def _output_shape(
 ) -> tuple[int, int, int, int]:
     op = "multi_scale_attention"
     check_positive(op, head_dim=head_dim)
-    require(eps >= 0, f"{op}: eps must not be negative, got {eps}")
+    if not eps >= 0:
+        raise ValueError(f"{op}: eps must not be negative, got {eps}")
     check_map(op, "x", x)
     batch, in_channels, height, width = x.shape
     check_pointwise(op, "qkv_weight", qkv_weight)
     check_conv_weight(op, "qkv_weight", qkv_weight, x, in_channels)
     qkv_channels = qkv_weight.shape[0]
-    require(
-        qkv_channels % (3 * head_dim) == 0,
-        f"{op}: qkv_weight must have heads * 3 * head_dim output channels with head_dim "
-        f"{head_dim}, got {qkv_channels}",
-    )
+    if qkv_channels % (3 * head_dim) != 0:
+        raise ValueError(
+            f"{op}: qkv_weight must have heads * 3 * head_dim output channels with head_dim "
+            f"{head_dim}, got {qkv_channels}"
+        )
     check_operand(op, "qkv_bias", qkv_bias, (qkv_channels,), x)
 
     scales = len(depth_weights)
-    require(
-        len(group_weights) == scales,
-        f"{op}: group_weights must have one tensor per scale, as depth_weights has ({scales}), "
-        f"got {len(group_weights)}",
-    )
-    for name, biases in (("depth_biases", depth_biases), ("group_biases", group_biases)):
-        require(
-            len(biases) in (0, scales),
-            f"{op}: {name} must be empty or have one tensor per scale ({scales}), "
-            f"got {len(biases)}",
+    if len(group_weights) != scales:
+        raise ValueError(
+            f"{op}: group_weights must have one tensor per scale, as depth_weights has ({scales}), "
+            f"got {len(group_weights)}"
         )
+    for name, biases in (("depth_biases", depth_biases), ("group_biases", group_biases)):
+        if len(biases) not in (0, scales):
+            raise ValueError(
+                f"{op}: {name} must be empty or have one tensor per scale ({scales}), "
+                f"got {len(biases)}"
+            )
         for index, bias in enumerate(biases):
             check_operand(op, f"{name}[{index}]", bias, (qkv_channels,), x)
     for index, weight in enumerate(depth_weights):
         name = f"depth_weights[{index}]"
         check_conv_weight(op, name, weight, x, qkv_channels, groups=qkv_channels)
-        require(
-            weight.shape[0] == qkv_channels,
-            f"{op}: {name} must have {qkv_channels} output channels, got {weight.shape[0]}",
-        )
+        if weight.shape[0] != qkv_channels:
+            raise ValueError(
+                f"{op}: {name} must have {qkv_channels} output channels, got {weight.shape[0]}"
+            )
     for index, weight in enumerate(group_weights):
         shape = (qkv_channels, head_dim, 1, 1)
         check_operand(op, f"group_weights[{index}]", weight, shape, x)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from evsam_kernels.ops.checks import check_map, check_positive, check_tensors, require
+from evsam_kernels.ops.checks import check_map, check_positive, check_tensors
 from evsam_kernels.ops.registry import register
 
 
 def _output_shape(qkv: Tensor, head_dim: int, eps: float) -> tuple[int, int, int, int]:
     op = "relu_linear_attention"
     check_positive(op, head_dim=head_dim)
-    require(eps >= 0, f"{op}: eps must not be negative, got {eps}")
+    if not eps >= 0:
+        raise ValueError(f"{op}: eps must not be negative, got {eps}")
     check_map(op, "qkv", qkv)
     batch, channels, height, width = qkv.shape
-    require(
-        channels % (3 * head_dim) == 0,
-        f"{op}: qkv must have heads * 3 * head_dim channels with head_dim {head_dim}, "
-        f"got {channels} channels",
-    )
+    if channels % (3 * head_dim) != 0:
+        raise ValueError(
+            f"{op}: qkv must have heads * 3 * head_dim channels with head_dim {head_dim}, "
+            f"got {channels} channels"
+        )
     return (batch, channels // 3, height, width)
 
 

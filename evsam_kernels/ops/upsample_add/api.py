@@ -11,14 +11,14 @@ from evsam_kernels.ops.checks import (
     check_operand,
     check_positive,
     check_tensors,
-    require,
 )
 from evsam_kernels.ops.registry import register
 
 
 def _output_shape(maps: Sequence[Tensor], height: int, width: int) -> tuple[int, int, int, int]:
     op = "upsample_add"
-    require(len(maps) > 0, f"{op}: maps must hold at least one map, got an empty list")
+    if len(maps) <= 0:
+        raise ValueError(f"{op}: maps must hold at least one map, got an empty list")
     check_positive(op, height=height, width=width)
     first = maps[0]
     for index, x in enumerate(maps):
