@@ -134,14 +134,19 @@ constexpr std::int64_t line = 64 / sizeof(E);
 // One tile: c[i][:] = sum over k of a[i][k] b[k][:], with a cache line from `ahead` on fetched for each k.
 //
 // Sums of 64 products are added up in c, apart from one another, which makes the rounding error of long
-// sums several times smaller; a Winograd transform has no room for that error.
+// sums several times smaller; a Winograd transform has no room for that error. Where products are rounded
+// before they are added, half as many.
 //
 // Out of line: inlined, compilers keep constants of what follows in registers and spill the sums.
 template <int rows>
 __attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::int64_t blocks,
                                     const float* b, const float* ahead, float* c,
                                     std::int64_t c_stride, bool accumulate) {
+#if defined(__FMA__)
   constexpr std::int64_t together = 2;
+#else
+  constexpr std::int64_t together = 1;
+#endif
   for (; blocks > 0; blocks -= together, accumulate = true) {
     Vec sums[rows][2];
 #pragma GCC unroll 16

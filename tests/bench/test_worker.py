@@ -52,6 +52,17 @@ class Deadly(nn.Module):
         os._exit(7)
 
 
+class Mode(nn.Module):
+    """Says whether it computes in inference mode, and whether its weights were made in that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([torch.is_inference_mode_enabled(), self.weight.is_inference()])
+
+
 class Environment(nn.Module):
     """Says what its process may use: numbers of its cores, then PyTorch's threads."""
 
@@ -93,6 +104,11 @@ def test_it_computes_and_times_the_task(worker: Worker, tmp_path: Path) -> None:
 def test_it_is_pinned_and_kept_to_the_instruction_set(worker: Worker, tmp_path: Path) -> None:
     worker.prepare(task(Environment(), tmp_path))
     assert worker.output().tolist() == [CORE, 1]
+
+
+def test_weights_can_tell_that_they_are_unchanged(worker: Worker, tmp_path: Path) -> None:
+    worker.prepare(task(Mode(), tmp_path))
+    assert worker.output().tolist() == [True, False]
 
 
 def test_what_is_printed_is_no_answer(worker: Worker, tmp_path: Path) -> None:
