@@ -39,7 +39,7 @@ CXX_FLAGS = (
 SIMT_FLAGS = "-std=c++20 -ffp-contract=off"
 LINK_FLAGS = "-shared -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
 
-# Slowest first. Every kernel is compiled once for each, with EVSAM_ISA naming the namespace of
+# The plainest first. Every kernel is compiled once for each, with EVSAM_ISA naming the namespace of
 # that copy; csrc/cpu/baseline/dispatch.cpp picks one at run time.
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"

@@ -702,7 +702,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.doc() = "C++ kernels of evsam_kernels; tensors are passed as addresses and sizes.";
 
   module.def("available_isas", &evsam::available_isas,
-             "Names of the instruction sets that were built and run on this CPU, slowest first.");
+             "Names of the instruction sets that were built and run on this CPU, the plainest first.");
   module.def("isa", &evsam::isa, "Name of the instruction set in use.");
   module.def("use_isa", &evsam::use_isa, "name"_a,
              "Use this instruction set from now on, in place of what EVSAM_CPU_ISA says.");

@@ -10,7 +10,7 @@
 // is used for all of its rows. With AVX512_BF16 elements are bfloat16 and summed up in pairs to float32
 // (panels interleave two rows); everywhere else they are float32.
 //
-// Panels come from L3, whose latency is longer than what processors look ahead: while the first tile passes
+// Panels come from L3, whose latency is longer than what processors look ahead: while the first tiles pass
 // over a panel, the next one is fetched.
 #pragma once
 
@@ -129,7 +129,7 @@ EVSAM_INLINE void finish(const Vec (&sums)[rows][2], float* c, std::int64_t c_st
 
 // Elements of a cache line.
 template <class E>
-constexpr std::int64_t line = 64 / sizeof(E);
+constexpr std::int64_t cache_line = 64 / sizeof(E);
 
 // One tile: c[i][:] = sum over k of a[i][k] b[k][:], with a cache line from `ahead` on fetched for each k.
 //
@@ -154,7 +154,7 @@ __attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::
 #pragma GCC unroll 1
     for (std::int64_t i = least(blocks, together); i > 0; --i, a += a_stride) {
 #pragma GCC unroll 4
-      for (int k = 0; k < block; ++k, b += panel, ahead += line<float>) {
+      for (int k = 0; k < block; ++k, b += panel, ahead += cache_line<float>) {
         __builtin_prefetch(ahead);
         const Vec b0 = load(b), b1 = load(b + lanes);
 #pragma GCC unroll 16
@@ -179,7 +179,7 @@ __attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, st
   for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = zero();
   for (; blocks > 0; --blocks, a += a_stride) {
 #pragma GCC unroll 4
-    for (int k = 0; k < block; k += 2, b += 2 * panel, ahead += line<BFloat16>) {
+    for (int k = 0; k < block; k += 2, b += 2 * panel, ahead += cache_line<BFloat16>) {
       __builtin_prefetch(ahead);
       const auto b0 = (__m512bh)_mm512_loadu_si512(b);
       const auto b1 = (__m512bh)_mm512_loadu_si512(b + 2 * lanes);
@@ -216,7 +216,7 @@ void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, cons
   // So many that this much of a panel stays in L1 while the tiles pass over it.
   constexpr std::int64_t blocks_at_once = 16;
   // Tiles that it takes to fetch a panel.
-  constexpr std::int64_t fetching = most(panel / line<float>, 1);
+  constexpr std::int64_t fetching = most(panel / cache_line<float>, 1);
   const std::int64_t tiles = quotient_up(rows, max_rows);
   for (std::int64_t first = 0; first < blocks; first += blocks_at_once) {
     const std::int64_t count = least(blocks_at_once, blocks - first), last = columns - panel;
@@ -228,6 +228,7 @@ void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, cons
                                                 : b;
       for (std::int64_t t = 0; t < tiles; ++t) {
         const std::int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
+        // Tiles after these have nothing to fetch but what they read.
         const E* ahead = t < fetching ? after + t * count * block * panel / fetching : from;
         tile_of<E>(end - begin, a + first * a_stride + begin * block, a_stride, count, from, ahead,
                    c + begin * c_stride + column, c_stride, accumulate || first > 0);

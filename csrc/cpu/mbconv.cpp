@@ -48,8 +48,8 @@ std::int64_t pack(const MBConvWeights& from, void* packed) {
 // How an image is worked through.
 template <class E>
 struct Plan {
-  static constexpr std::int64_t chunk = 2 * block;  // hidden channels of a task
-  static constexpr std::int64_t rows = 5 * max_rows;            // of a product of the expansion
+  static constexpr std::int64_t chunk = 2 * block;    // hidden channels of a task
+  static constexpr std::int64_t rows = 5 * max_rows;  // of a product of the expansion
   std::int64_t height, width;          // of the input
   std::int64_t out_height, out_width;  // of the output
   std::int64_t kernel, stride, padding;

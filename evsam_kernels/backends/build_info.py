@@ -20,7 +20,7 @@ class BuildInfo:
         version: of the package that was built; empty where nothing was installed.
         compiler: name and version of the C++ compiler; empty where none was used.
         flags: the compiler flags of every C++ file.
-        isa_flags: for each instruction set that the kernels were compiled for, slowest first, the
+        isa_flags: for each instruction set that the kernels were compiled for, plainest first, the
             flags that go with it.
         cuda_built: whether there are images of the CUDA kernels.
         cuda_reason: why not; empty where there are.

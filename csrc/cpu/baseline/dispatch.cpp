@@ -87,8 +87,8 @@ bool has_avx512_bf16() {
   return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & avx512_bf16_bit);
 }
 
-// AMD's processors multiply twice as many bfloat16 as float32 in a cycle. Intel's have AMX for that, and take
-// four times as long over this instruction (an Emerald Rapids: 2 cycles, against half a cycle for float32).
+// AMD's processors gain by it. On Intel's, which have AMX for that, the instruction takes so long that products
+// come at half the rate of float32 (an Emerald Rapids: 2 cycles, for twice the products, against half a cycle).
 bool multiplies_bfloat16_faster() { return __builtin_cpu_is("amd"); }
 #endif
 
