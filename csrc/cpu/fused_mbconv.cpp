@@ -50,7 +50,7 @@ std::int64_t pack_direct(const FusedMBConvWeights& from, void* packed) {
 template <class Storage>
 std::int64_t pack(const FusedMBConvWeights& from, void* packed) {
   if (!has_winograd(spatial_shape(from.shape))) return pack_direct<Storage>(from, packed);
-  return with_scheme<Element<Storage>>(spatial_shape(from.shape), [&](auto scheme) {
+  return with_scheme<Element<Storage>, true>(spatial_shape(from.shape), [&](auto scheme) {
     return pack_winograd<decltype(scheme), Storage>(from, packed);
   });
 }
@@ -151,7 +151,7 @@ void run(const FusedMBConvArgs& args) {
                                static_cast<const Storage*>(args.residual), shape.out_channels};
   if (in.batch == 0) return;
   if (!has_winograd(spatial_shape(shape))) return run_direct(args, in, output);
-  with_scheme<Element<Storage>>(spatial_shape(shape), [&](auto scheme) {
+  with_scheme<Element<Storage>, true>(spatial_shape(shape), [&](auto scheme) {
     run_winograd<decltype(scheme)>(args, in, output);
   });
 }

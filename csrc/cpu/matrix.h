@@ -93,21 +93,30 @@ double weight_headroom(std::int64_t rows, std::int64_t columns, const At& at) {
   return headroom<E> * std::ldexp(1.0, static_cast<int>(least(-exponent, 90)));
 }
 
+template <class E>
+E element(double value) {
+  E result;
+  if constexpr (same<E, float>)
+    result = static_cast<float>(value);
+  else
+    convert(static_cast<float>(value), result);
+  return result;
+}
+
+// Where the element in row k and column n of a matrix with so many rows is packed.
+template <class E>
+std::int64_t packed_index(std::int64_t rows, std::int64_t k, std::int64_t n) {
+  constexpr std::int64_t together = sizeof(E) == 2 ? 2 : 1;
+  const std::int64_t in_panel = k / together * panel + n % panel;
+  return n / panel * panel * round_up(rows) + in_panel * together + k % together;
+}
+
 // Writes the packed form of the matrix whose element in row k and column n is at(k, n), a double.
 template <class E, class At>
 void pack(std::int64_t rows, std::int64_t columns, E* to, const At& at) {
-  constexpr std::int64_t together = sizeof(E) == 2 ? 2 : 1;
-  for (std::int64_t first = 0; first < round_up(columns); first += panel)
-    for (std::int64_t k = 0; k < round_up(rows); k += together)
-      for (std::int64_t n = first; n < first + panel; ++n)
-        for (std::int64_t pair = 0; pair < together; ++pair) {
-          const bool inside = k + pair < rows && n < columns;
-          const float value = inside ? static_cast<float>(at(k + pair, n)) : 0;
-          if constexpr (together == 2)
-            convert(value, *to++);
-          else
-            *to++ = value;
-        }
+  for (std::int64_t k = 0; k < round_up(rows); ++k)
+    for (std::int64_t n = 0; n < round_up(columns); ++n)
+      to[packed_index<E>(rows, k, n)] = element<E>(k < rows && n < columns ? at(k, n) : 0);
 }
 
 inline std::int64_t packed_size(std::int64_t rows, std::int64_t columns) {

@@ -10,6 +10,7 @@
 // once. Weights are transformed in double when they are packed.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -198,11 +199,13 @@ inline bool has_winograd(const ConvShape& conv) {
          conv.in_channels % block == 0;
 }
 
-// Calls use(scheme) with the scheme of a convolution whose products have elements E.
-template <class E, class Use>
+// Calls use(scheme) with the scheme of a convolution whose products have elements E. With `expands` what it
+// gives is rounded and summed up by another product, whose own errors leave more room.
+template <class E, bool expands, class Use>
 auto with_scheme(const ConvShape& conv, const Use& use) {
   if constexpr (sizeof(E) == 2) {
-    return conv.stride == 2 ? use(ThreeStrided{}) : use(TwoOutputs{});
+    if (conv.stride == 2) return use(ThreeStrided{});
+    return expands && conv.large_maps ? use(ThreeOutputs{}) : use(TwoOutputs{});
   } else {
     if (conv.stride == 2) return use(FourStrided{});
     // A plain sum over 9 * 32 products is still more accurate than the transform of four outputs.
@@ -212,6 +215,76 @@ auto with_scheme(const ConvShape& conv, const Use& use) {
 
 // Columns that are multiplied and transformed back together.
 constexpr std::int64_t columns_at_once = 64;
+
+// The kernels of a transform are rounded one after another, and each makes up for what it can of the errors
+// of those before it (as in Frantar et al., arXiv 2210.17323, of a layer's weights): this halves the part
+// of the outputs' squared error that comes from weights.
+//
+// For a map of independent elements that error is a quadratic form e^T M e of the kernels' errors e; in one
+// dimension M_ij is the sum of (A^T A)_pq (B B^T)_pq over the points p of kernel i and q of kernel j, A being
+// the transform of outputs and B that of inputs, and in two it is the Kronecker product of that with itself.
+// With M = L^T D L, where L has ones on its diagonal and zeros above it, D is what remains of each kernel's
+// error, and row i of L what kernel i is made smaller by of the errors before it.
+template <class Scheme>
+struct Rounding {
+  static constexpr int points = Scheme::points, outputs = Scheme::outputs, kernels = Scheme::kernels;
+
+  double made_up_for[kernels][kernels];  // L in one dimension
+
+  Rounding() {
+    double in[points][points], out[points][outputs];
+    for (int one = 0; one < points; ++one) {
+      Vec unit[points], transformed[points], result[outputs];
+      for (int i = 0; i < points; ++i) unit[i] = broadcast(i == one ? 1 : 0);
+      Scheme::input(unit, transformed);
+      Scheme::output(unit, result);
+      for (int i = 0; i < points; ++i) in[i][one] = first_of(transformed[i]);
+      for (int i = 0; i < outputs; ++i) out[one][i] = first_of(result[i]);
+    }
+    double form[kernels][kernels] = {};
+    for (int p = 0; p < points; ++p)
+      for (int q = 0; q < points; ++q)
+        form[Scheme::kernel_of(p)][Scheme::kernel_of(q)] += dot(in[p], in[q]) * dot(out[p], out[q]);
+    for (int i = kernels - 1; i >= 0; --i) {
+      for (int j = 0; j < kernels; ++j) made_up_for[i][j] = form[i][j] / form[i][i];
+      for (int j = 0; j < i; ++j)
+        for (int k = 0; k < i; ++k) form[j][k] -= made_up_for[i][j] * form[i][k];
+    }
+  }
+
+  // Calls use(kernel, element) with every kernel rounded.
+  template <class E, class Use>
+  void round(const double (&kernel)[kernels][kernels], const Use& use) const {
+    double past[kernels][kernels];  // sum over j <= x of L_xj times the error of kernel [y][j]
+    for (int y = 0; y < kernels; ++y) {
+      double error[kernels];
+      for (int x = 0; x < kernels; ++x) {
+        past[y][x] = 0;
+        for (int j = 0; j < x; ++j) past[y][x] += made_up_for[x][j] * error[j];
+        double wanted = kernel[y][x] - past[y][x];
+        for (int j = 0; j < y; ++j) wanted -= made_up_for[y][j] * past[j][x];
+        const E rounded = element<E>(wanted);
+        error[x] = wide(rounded) - kernel[y][x];
+        past[y][x] += error[x];
+        use(y * kernels + x, rounded);
+      }
+    }
+  }
+
+ private:
+  static double first_of(Vec v) {
+    float values[lanes];
+    store(values, v);
+    return values[0];
+  }
+
+  template <int count>
+  static double dot(const double (&a)[count], const double (&b)[count]) {
+    double sum = 0;
+    for (int i = 0; i < count; ++i) sum += a[i] * b[i];
+    return sum;
+  }
+};
 
 template <class Scheme, class Storage>
 struct WinogradWeights {
@@ -238,28 +311,41 @@ struct WinogradWeights {
   }
 
   void pack(const void* weight, const void* biases) const {
+    constexpr int kernels = Scheme::kernels;
     const auto* from = static_cast<const Storage*>(weight);
     pack_bias<Storage>(biases, out_channels, bias);
-    const auto at = [&](std::int64_t kernel, std::int64_t k, std::int64_t n) {
-      const int i = static_cast<int>(kernel);
-      double transformed = 0;
-      for (int y = 0; y < 3; ++y)
+    const auto transform = [&](std::int64_t k, std::int64_t n, double (&to)[kernels][kernels]) {
+      const Storage* taps = from + (n * in_channels + k) * 9;
+      double half[kernels][3] = {};
+      for (int i = 0; i < kernels; ++i)
         for (int x = 0; x < 3; ++x)
-          transformed += Scheme::kernel(i / Scheme::kernels, y) *
-                         Scheme::kernel(i % Scheme::kernels, x) *
-                         wide(from[((n * in_channels + k) * 3 + y) * 3 + x]);
-      return transformed;
+          for (int y = 0; y < 3; ++y) half[i][x] += Scheme::kernel(i, y) * wide(taps[y * 3 + x]);
+      for (int i = 0; i < kernels; ++i)
+        for (int j = 0; j < kernels; ++j) {
+          to[i][j] = 0;
+          for (int x = 0; x < 3; ++x) to[i][j] += Scheme::kernel(j, x) * half[i][x];
+        }
     };
-    constexpr std::int64_t count = Scheme::kernels * Scheme::kernels;
-    const double larger = weight_headroom<E>(
-        count * in_channels, out_channels, [&](std::int64_t k, std::int64_t n) {
-          return at(k / in_channels, k % in_channels, n);
+    const double larger =
+        weight_headroom<E>(in_channels, out_channels, [&](std::int64_t k, std::int64_t n) {
+          double transformed[kernels][kernels], largest = 0;
+          transform(k, n, transformed);
+          for (const auto& line : transformed)
+            for (const double value : line) largest = std::fmax(largest, std::fabs(value));
+          return largest;
         });
     *scale = static_cast<float>(1 / (larger * headroom<E>));
-    for (std::int64_t kernel = 0; kernel < count; ++kernel)
-      evsam::EVSAM_ISA::pack(
-          in_channels, out_channels, panels + kernel * packed_size(in_channels, out_channels),
-          [&](std::int64_t k, std::int64_t n) { return at(kernel, k, n) * larger; });
+    const Rounding<Scheme> rounding;
+    const std::int64_t size = packed_size(in_channels, out_channels);
+    for (std::int64_t n = 0; n < round_up(out_channels); ++n)
+      for (std::int64_t k = 0; k < round_up(in_channels); ++k) {
+        double transformed[kernels][kernels] = {};
+        if (n < out_channels && k < in_channels) transform(k, n, transformed);
+        for (auto& line : transformed)
+          for (double& value : line) value *= larger;
+        E* to = panels + packed_index<E>(in_channels, k, n);
+        rounding.template round<E>(transformed, [&](int kernel, E value) { to[kernel * size] = value; });
+      }
   }
 };
 
