@@ -163,37 +163,6 @@ struct FourStrided {
   }
 };
 
-// Three outputs of a 3-tap filter with stride 2 from 7 products, with the points 0, +-1 and infinity, for
-// operands of few bits.
-struct ThreeStrided {
-  static constexpr int points = 7, outputs = 3, stride = 2, tiles = 28;
-
-  static int kernel_of(int point) { return point < 4 ? point : 4; }
-  static constexpr int kernels = 5;
-  static double kernel(int index, int tap) {
-    constexpr double rows[kernels][3] = {
-        {1, 0, 0}, {0.5, 0, 0.5}, {0.5, 0, -0.5}, {0, 0, 1}, {0, 1, 0}};
-    return rows[index][tap];
-  }
-
-  EVSAM_INLINE static void input(const Vec (&d)[points], Vec (&v)[points]) {
-    v[0] = d[0] - d[4];
-    v[1] = d[2] + d[4];
-    v[2] = d[4] - d[2];
-    v[3] = d[6] - d[2];
-    v[4] = d[1];
-    v[5] = d[3];
-    v[6] = d[5];
-  }
-
-  EVSAM_INLINE static void output(const Vec (&m)[points], Vec (&y)[outputs]) {
-    const Vec sum = m[1] + m[2];
-    y[0] = m[0] + sum + m[4];
-    y[1] = m[1] - m[2] + m[5];
-    y[2] = m[3] + sum + m[6];
-  }
-};
-
 inline bool has_winograd(const ConvShape& conv) {
   return conv.kernel == 3 && conv.stride <= 2 && conv.dilation == 1 && conv.groups == 1 &&
          conv.in_channels % block == 0;
@@ -203,14 +172,12 @@ inline bool has_winograd(const ConvShape& conv) {
 // gives is rounded and summed up by another product, whose own errors leave more room.
 template <class E, bool expands, class Use>
 auto with_scheme(const ConvShape& conv, const Use& use) {
-  if constexpr (sizeof(E) == 2) {
-    if (conv.stride == 2) return use(ThreeStrided{});
+  if (conv.stride == 2) return use(FourStrided{});
+  if constexpr (sizeof(E) == 2)
     return expands && conv.large_maps ? use(ThreeOutputs{}) : use(TwoOutputs{});
-  } else {
-    if (conv.stride == 2) return use(FourStrided{});
+  else
     // A plain sum over 9 * 32 products is still more accurate than the transform of four outputs.
     return conv.large_maps && conv.in_channels > 32 ? use(FourOutputs{}) : use(ThreeOutputs{});
-  }
 }
 
 // Columns that are multiplied and transformed back together.
