@@ -176,14 +176,14 @@ struct Sums {
 // the sums stay in L2.
 template <class E>
 struct ProductTasks {
-  static constexpr std::int64_t most_rows = 140;
+  static constexpr std::int64_t most_rows = 280;
 
   std::int64_t rows, columns, rows_at_once, across, count;
 
   ProductTasks(std::int64_t rows, std::int64_t columns, int num_threads)
       : rows(rows), columns(columns), across(quotient_up(columns, Sums::columns)) {
     const std::int64_t down =
-        most(quotient_up(2 * num_threads, across), quotient_up(rows, most_rows));
+        most(quotient_up(num_threads, across), quotient_up(rows, most_rows));
     rows_at_once = quotient_up(quotient_up(rows, down), max_rows) * max_rows;
     count = quotient_up(rows, rows_at_once) * across;
   }
@@ -198,6 +198,24 @@ struct ProductTasks {
   }
 };
 
+// activation(products + bias) of columns [first, first + columns), into the sink.
+template <class E, class Activate, class Sink>
+void pass_on(const float* products, std::int64_t stride, std::int64_t rows, std::int64_t first,
+             std::int64_t columns, const Matrix<E>& weights, const Activate& activate,
+             const Sink& sink) {
+  const float* bias = weights.bias + first;
+  const Vec scale = broadcast(*weights.scale);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const auto line = sink(row);
+    const float* from = products + row * stride;
+    for (std::int64_t column = 0; column < columns; column += panel) {
+      line(first + column, activate(fma(load(from + column), scale, load(bias + column))));
+      const std::int64_t next = column + lanes;
+      line(first + next, activate(fma(load(from + next), scale, load(bias + next))));
+    }
+  }
+}
+
 // Columns [begin, end) of activation(a * weights + bias), into the sink.
 template <class Storage, class E, class Sink>
 void multiply_into(const Operand<E>& a, std::int64_t rows, const Matrix<E>& weights,
@@ -209,17 +227,7 @@ void multiply_into(const Operand<E>& a, std::int64_t rows, const Matrix<E>& weig
       const std::int64_t columns = least(at_once, end - first);
       multiply(rows, columns, weights.blocks(), a.elements, a.stride(), weights.panel_at(first),
                weights.panel_size(), sums.elements, stride);
-      const float* bias = weights.bias + first;
-      const Vec scale = broadcast(*weights.scale);
-      for (std::int64_t row = 0; row < rows; ++row) {
-        const auto line = sink(row);
-        const float* from = sums.elements + row * stride;
-        for (std::int64_t column = 0; column < columns; column += panel) {
-          line(first + column, activate(fma(load(from + column), scale, load(bias + column))));
-          const std::int64_t next = column + lanes;
-          line(first + next, activate(fma(load(from + next), scale, load(bias + next))));
-        }
-      }
+      pass_on(sums.elements, stride, rows, first, columns, weights, activate, sink);
     }
   });
 }

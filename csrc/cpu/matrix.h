@@ -123,45 +123,52 @@ inline std::int64_t packed_size(std::int64_t rows, std::int64_t columns) {
   return round_up(rows) * round_up(columns);
 }
 
-// Writes a tile's sums, added to what c holds where `accumulate` is set.
-template <int rows>
-EVSAM_INLINE void finish(const Vec (&sums)[rows][2], float* c, std::int64_t c_stride,
-                         bool accumulate) {
+// What becomes of a tile's sums: they are stored in c, or added to what it holds.
+//
+// Sums of 64 products are added up in c, apart from one another, which makes the rounding error of long
+// sums several times smaller; a Winograd transform has no room for that error. Where products are rounded
+// before they are added, half as many.
+struct Finish {
+#if defined(__FMA__)
+  static constexpr std::int64_t blocks = 2;
+#else
+  static constexpr std::int64_t blocks = 1;
+#endif
+
+  float* c;
+  std::int64_t stride;
+  bool accumulate;
+
+  template <int rows>
+  EVSAM_INLINE void operator()(const Vec (&sums)[rows][2]) {
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i)
+    for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      float* to = c + i * c_stride + half * lanes;
-      store(to, accumulate ? load(to) + sums[i][half] : sums[i][half]);
-    }
-}
+      for (int half = 0; half < 2; ++half) {
+        float* to = c + i * stride + half * lanes;
+        store(to, accumulate ? load(to) + sums[i][half] : sums[i][half]);
+      }
+    accumulate = true;
+  }
+};
 
 // Elements of a cache line.
 template <class E>
 constexpr std::int64_t cache_line = 64 / sizeof(E);
 
-// One tile: c[i][:] = sum over k of a[i][k] b[k][:], with a cache line from `ahead` on fetched for each k.
-//
-// Sums of 64 products are added up in c, apart from one another, which makes the rounding error of long
-// sums several times smaller; a Winograd transform has no room for that error. Where products are rounded
-// before they are added, half as many.
+// One tile: sums over k of a[i][k] b[k][:] for finish(sums), with a cache line from `ahead` on fetched for
+// each k. As many blocks at a time as finish says.
 //
 // Out of line: inlined, compilers keep constants of what follows in registers and spill the sums.
-template <int rows>
+template <int rows, class Finish>
 __attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::int64_t blocks,
-                                    const float* b, const float* ahead, float* c,
-                                    std::int64_t c_stride, bool accumulate) {
-#if defined(__FMA__)
-  constexpr std::int64_t together = 2;
-#else
-  constexpr std::int64_t together = 1;
-#endif
-  for (; blocks > 0; blocks -= together, accumulate = true) {
+                                    const float* b, const float* ahead, Finish finish) {
+  for (; blocks > 0; blocks -= Finish::blocks) {
     Vec sums[rows][2];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = zero();
 #pragma GCC unroll 1
-    for (std::int64_t i = least(blocks, together); i > 0; --i, a += a_stride) {
+    for (std::int64_t i = least(blocks, Finish::blocks); i > 0; --i, a += a_stride) {
 #pragma GCC unroll 4
       for (int k = 0; k < block; ++k, b += panel, ahead += cache_line<float>) {
         __builtin_prefetch(ahead);
@@ -174,15 +181,14 @@ __attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::
         }
       }
     }
-    finish(sums, c, c_stride, accumulate);
+    finish(sums);
   }
 }
 
 #if defined(__AVX512BF16__)
-template <int rows>
+template <int rows, class Finish>
 __attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, std::int64_t blocks,
-                                    const BFloat16* b, const BFloat16* ahead, float* c,
-                                    std::int64_t c_stride, bool accumulate) {
+                                    const BFloat16* b, const BFloat16* ahead, Finish finish) {
   Vec sums[rows][2];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = zero();
@@ -202,16 +208,16 @@ __attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, st
       }
     }
   }
-  finish(sums, c, c_stride, accumulate);
+  finish(sums);
 }
 #endif
 
-template <class E, int rows = max_rows>
+template <class E, class Finish, int rows = max_rows>
 void tile_of(std::int64_t count, const E* a, std::int64_t a_stride, std::int64_t blocks, const E* b,
-             const E* ahead, float* c, std::int64_t c_stride, bool accumulate) {
-  if (count == rows) return tile<rows>(a, a_stride, blocks, b, ahead, c, c_stride, accumulate);
+             const E* ahead, const Finish& finish) {
+  if (count == rows) return tile<rows>(a, a_stride, blocks, b, ahead, finish);
   if constexpr (rows > 1)
-    tile_of<E, rows - 1>(count, a, a_stride, blocks, b, ahead, c, c_stride, accumulate);
+    tile_of<E, Finish, rows - 1>(count, a, a_stride, blocks, b, ahead, finish);
 }
 
 // c[rows][columns] = a[rows][32 * blocks] b[32 * blocks][columns], a in blocks a_stride elements apart,
@@ -239,8 +245,8 @@ void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, cons
         const std::int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
         // Tiles after these have nothing to fetch but what they read.
         const E* ahead = t < fetching ? after + t * count * block * panel / fetching : from;
-        tile_of<E>(end - begin, a + first * a_stride + begin * block, a_stride, count, from, ahead,
-                   c + begin * c_stride + column, c_stride, accumulate || first > 0);
+        tile_of(end - begin, a + first * a_stride + begin * block, a_stride, count, from, ahead,
+                Finish{c + begin * c_stride + column, c_stride, accumulate || first > 0});
       }
     }
   }

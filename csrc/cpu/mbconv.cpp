@@ -3,7 +3,9 @@
 // Layout: NHWC. Tile: a whole image and a few hidden channels for each thread: they are expanded into a
 // padded map that stays in L2, filtered from there, and written as the left operand of the projection.
 // So nothing is computed twice, as it would be along the edges of spatial tiles. When enough hidden
-// channels are there to fill L3, all threads project them, adding to sums of the output.
+// channels are there to fill L3, all threads project them, adding to sums of the output. In float32 both
+// products are done as strassen.h says: what a pixel loses to rounding errors of its neighbour is no more
+// than those that the convolution between the two mixes.
 // Main memory: x, residual and y once, weights once an image; the filtered channels and the sums go to
 // L3 and back.
 
@@ -14,6 +16,7 @@
 #include "map.h"
 #include "parallel.h"
 #include "scratch.h"
+#include "strassen.h"
 
 namespace evsam::EVSAM_ISA {
 namespace {
@@ -45,16 +48,19 @@ std::int64_t pack(const MBConvWeights& from, void* packed) {
   return pieces.bytes();
 }
 
+inline std::int64_t input_blocks(const MBConvShape& shape) { return blocks_of(shape.in_channels); }
+
 // How an image is worked through.
 template <class E>
 struct Plan {
   static constexpr std::int64_t chunk = 2 * block;    // hidden channels of a task
-  static constexpr std::int64_t rows = 5 * max_rows;  // of a product of the expansion
+  static constexpr std::int64_t rows = 10 * max_rows;  // of a product of the expansion
   std::int64_t height, width;          // of the input
   std::int64_t out_height, out_width;  // of the output
   std::int64_t kernel, stride, padding;
   std::int64_t lines;  // of the output that are filtered at once
   std::int64_t group;  // hidden channels between two projections
+  bool in_forms;  // of the image and of the weights, whether the expansion is a product of such
   ProductTasks<E> projection;
 
   Plan(const MBConvArgs& args)
@@ -65,6 +71,8 @@ struct Plan {
         kernel(args.shape.kernel),
         stride(args.shape.stride),
         padding(args.shape.kernel / 2),
+        in_forms(mixes_pairs(width) && has_forms<E>(width, round_up(args.shape.mid_channels),
+                                                    input_blocks(args.shape))),
         projection(out_height * out_width, round_up(args.shape.out_channels), args.num_threads) {
     constexpr std::int64_t l2 = 192 << 10, l3 = 8 << 20, size = sizeof(E);
     const std::int64_t line = padded_width() * chunk * size;
@@ -78,12 +86,15 @@ struct Plan {
   std::int64_t padded_width() const { return width + 2 * padding; }
   std::int64_t padded_lines() const { return (lines - 1) * stride + kernel; }
   std::int64_t pixels() const { return out_height * out_width; }
+  // Whether pixels that share a form are neighbours that the depthwise convolution mixes.
+  bool mixes_pairs(std::int64_t line) const { return line % 2 == 0 && kernel > stride; }
 };
 
 // What all threads share, and what each has for itself.
 template <class E>
 struct SharedRoom {
   Operand<E> input;      // the image
+  LeftForms forms;       // of the image
   std::int64_t* places;  // of its pixels in a padded image
   Operand<E> filtered;   // one group of hidden channels
   float* sums;           // [pixels][sums_stride], where there are several groups
@@ -92,6 +103,7 @@ struct SharedRoom {
   SharedRoom(Pieces& pieces, const Plan<E>& plan, const MBConvShape& shape)
       : input{pieces.take<E>(plan.height * plan.width * round_up(shape.in_channels)),
               plan.height * plan.width},
+        forms(pieces, plan.in_forms ? plan.height * plan.width : 0, input_blocks(shape)),
         places(pieces.take<std::int64_t>(plan.height * plan.width)),
         filtered{pieces.take<E>(plan.pixels() * plan.group), plan.pixels()},
         sums(nullptr),
@@ -102,13 +114,33 @@ struct SharedRoom {
 
 template <class E>
 struct OwnRoom {
+  static constexpr std::int64_t pairs = Plan<E>::chunk / (2 * panel);  // of panels
+
   E* expanded;  // [padded_lines][padded_width][chunk]
+  float* forms[pairs];   // of the expansion's weights
+  FormsRoom projection;
   Sums sums;
 
-  OwnRoom(Pieces& pieces, const Plan<E>& plan)
+  OwnRoom(Pieces& pieces, const Plan<E>& plan, const MBConvShape& shape)
       : expanded(pieces.take<E>(plan.padded_lines() * plan.padded_width() * plan.chunk)),
-        sums(pieces, most(plan.rows, plan.projection.rows_at_once)) {}
+        projection(pieces, plan.mixes_pairs(plan.out_width) ? plan.projection.rows_at_once : 0),
+        sums(pieces, most(plan.rows, plan.projection.rows_at_once)) {
+    for (float*& pair : forms)
+      pair = RightForms(pieces, plan.in_forms ? input_blocks(shape) : 0).elements;
+  }
 };
+
+// `count` pixels from `row` on times columns [first, end) of the expansion's weights, in forms.
+inline void multiply_in_forms(const Matrix<float>& weights, std::int64_t first, std::int64_t end,
+                              std::int64_t row, std::int64_t count, const SharedRoom<float>& shared,
+                              const OwnRoom<float>& room) {
+  const std::int64_t chunk = Plan<float>::chunk, columns = round_up(weights.columns);
+  for (std::int64_t column = first, i = 0; column < end; column += 2 * panel, ++i)
+    multiply(shared.forms, row / 2, count / 2, RightForms(room.forms[i], weights.blocks()),
+             room.sums.elements + column - first, Sums::stride(end - first), false,
+             weights.panel_at(column + chunk < columns ? column + chunk : column),
+             weights.panel_size());
+}
 
 // Expands hidden channels [first, end) of lines [begin, stop) of the padded image. `expanded` holds lines
 // from `base` on.
@@ -128,8 +160,19 @@ void expand(const Plan<E>& plan, const Matrix<E>& weights, std::int64_t first, s
       E* to = room.expanded + place * plan.chunk - first;
       return [to](std::int64_t column, Vec value) { put(to + column, value); };
     };
-    multiply_into<Storage>(shared.input.from(row), least(plan.rows, last - row), weights, first, end, room.sums,
-                           activation, sink);
+    const std::int64_t count = least(plan.rows, last - row);
+    if constexpr (same<E, float>) {
+      if (plan.in_forms) {
+        multiply_in_forms(weights, first, end, row, count, shared, room);
+        with_activation<Storage>(activation, [&](const auto& activate) {
+          pass_on(room.sums.elements, Sums::stride(end - first), count, first, end - first, weights,
+                  activate, sink);
+        });
+        continue;
+      }
+    }
+    multiply_into<Storage>(shared.input.from(row), count, weights, first, end, room.sums, activation,
+                           sink);
   }
 }
 
@@ -160,6 +203,12 @@ void expand_and_filter(const Plan<E>& plan, const Weights<Storage>& weights, std
                        std::int64_t end, const SharedRoom<E>& shared, Activation activation,
                        const OwnRoom<E>& room) {
   const std::int64_t line = plan.padded_width() * plan.chunk;
+  if constexpr (same<E, float>) {
+    if (plan.in_forms)
+      for (std::int64_t column = first, i = 0; column < end; column += 2 * panel, ++i)
+        RightForms(room.forms[i], weights.expand.blocks())
+            .write(weights.expand.panel_at(column), weights.expand.panel_size());
+  }
   std::int64_t base = 0, expanded = 0;
   for (std::int64_t y = 0; y < plan.out_height; y += plan.lines) {
     const std::int64_t stop = least(y + plan.lines, plan.out_height);
@@ -183,15 +232,15 @@ void expand_and_filter(const Plan<E>& plan, const Weights<Storage>& weights, std
 // Adds hidden channels [first, end) to a task's part of the output, and writes it once all are there.
 template <class Storage, class E>
 void project(const SharedRoom<E>& shared, const Matrix<E>& weights, std::int64_t first,
-             std::int64_t end, const typename ProductTasks<E>::Task& task, const Sums& own,
+             std::int64_t end, const typename ProductTasks<E>::Task& task, const OwnRoom<E>& own,
              std::int64_t first_pixel, const Output<Storage>& output) {
   const bool several = shared.sums != nullptr;
   const std::int64_t stride = several ? shared.sums_stride : Sums::stride(Sums::columns);
-  float* sums = several ? shared.sums + task.row * stride + task.column : own.elements;
+  float* sums = several ? shared.sums + task.row * stride + task.column : own.sums.elements;
   const std::int64_t rows = task.row_end - task.row, columns = task.column_end - task.column;
-  multiply(rows, columns, (end - first) / block, shared.filtered.elements + task.row * block,
-           shared.filtered.stride(), weights.panel_at(task.column) + first * panel,
-           weights.panel_size(), sums, stride, first > 0);
+  multiply(own.projection, rows, columns, (end - first) / block,
+           shared.filtered.elements + task.row * block, shared.filtered.stride(),
+           weights.panel_at(task.column) + first * panel, weights.panel_size(), sums, stride, first > 0);
   if (end < round_up(weights.rows)) return;
   const Vec scale = broadcast(*weights.scale);
   for (std::int64_t i = 0; i < rows; ++i) {
@@ -215,7 +264,7 @@ void run(const MBConvArgs& args) {
 
   Pieces shared_pieces, own_pieces;
   const SharedRoom<E> counted_shared(shared_pieces, plan, shape);
-  const OwnRoom<E> counted_own(own_pieces, plan);
+  const OwnRoom<E> counted_own(own_pieces, plan, shape);
   char* memory = scratch(shared_pieces.bytes() + args.num_threads * own_pieces.bytes());
   Pieces pieces(memory);
   const SharedRoom<E> shared(pieces, plan, shape);
@@ -226,7 +275,7 @@ void run(const MBConvArgs& args) {
 
   parallel(args.num_threads, operations, [&](int member) {
     Pieces own(memory + shared_pieces.bytes() + member * own_pieces.bytes());
-    const OwnRoom<E> room(own, plan);
+    const OwnRoom<E> room(own, plan, shape);
     // What pads a line on both sides stays zero.
     for (std::int64_t i = 0; i < plan.padded_lines() * plan.padded_width() * plan.chunk; ++i)
       room.expanded[i] = E{};
@@ -238,6 +287,11 @@ void run(const MBConvArgs& args) {
           shared.places[row] = (y + plan.padding) * plan.padded_width() + x + plan.padding;
           copy_row(in + row * shape.in_channels, shape.in_channels, shared.input, row);
         }
+        if constexpr (same<E, float>) {
+          if (plan.in_forms)
+            shared.forms.write(shared.input.elements, shared.input.stride(), y * plan.width / 2,
+                               (y + 1) * plan.width / 2);
+        }
       });
       for (std::int64_t group = 0; group < hidden; group += plan.group) {
         const std::int64_t group_end = least(group + plan.group, hidden);
@@ -247,7 +301,7 @@ void run(const MBConvArgs& args) {
                             args.activation, room);
         });
         for_each(plan.projection.count, [&](std::int64_t task) {
-          project(shared, weights.point, group, group_end, plan.projection(task), room.sums,
+          project(shared, weights.point, group, group_end, plan.projection(task), room,
                   image * out_pixels, output);
         });
       }

@@ -480,6 +480,14 @@ _SETTINGS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
             "odd channels": {"channels": (13, 27, 5)},
         },
         {
+            **{
+                f"many channels, {kind}": {
+                    "channels": (128, 256, 128),
+                    "size": (12, 12),
+                    "kind": kind,
+                }
+                for kind in INPUT_KINDS
+            },
             "L0 stage 3, strided": {"channels": (128, 2048, 256), "size": (12, 12), "stride": 2},
             "L0 stage 3": {"channels": (256, 1024, 256), "size": (12, 12), "residual": True},
             "L0 stage 4, strided": {"channels": (256, 4096, 512), "size": (8, 8), "stride": 2},
@@ -540,6 +548,16 @@ _SETTINGS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
             "larger eps": {"eps": 1e-3},
         },
         {
+            **{
+                f"many channels, {kind}": {
+                    "channels": (128, 128),
+                    "heads": 4,
+                    "head_dim": 32,
+                    "size": (12, 12),
+                    "kind": kind,
+                }
+                for kind in INPUT_KINDS
+            },
             "L0 stage 4": {
                 "channels": (512, 512),
                 "heads": 16,

@@ -63,6 +63,12 @@ int main() {
     check(dtype, 2, 8, 8, {32, 160, 64, 3, 1}, turn++);
     check(dtype, 1, 1, 1, {1, 1, 1, 3, 1}, turn++);
     check(dtype, 0, 4, 4, {32, 64, 32, 3, 1}, turn++);
+    // In forms: the expansion where the input's lines are even, the projection where the output's are.
+    for (std::int64_t width : {4, 7, 10})
+      for (std::int64_t stride : {1, 2}) {
+        check(dtype, 2, 9, width, {128, 256, 128, 3, stride}, turn++);
+        check(dtype, 1, 8, width, {192, 320, 192, 3, stride}, turn++);
+      }
     // So wide that a few lines at a time fill L2, and several of them overlap.
     check(dtype, 1, 12, 150, {2, 40, 3, 3, 1}, turn++);
     check(dtype, 1, 13, 150, {2, 40, 3, 3, 2}, turn++);

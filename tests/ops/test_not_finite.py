@@ -93,6 +93,22 @@ def test_reaches_few_pixels_more_in_tiles(value, place):
     assert not found[~near].any()
 
 
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("place", [0, 7, 8])
+def test_reaches_few_pixels_more_in_pairs(value, place):
+    x = torch.ones(2, 128, 16, 16)
+    x[1, 3, place, place] = value
+    weights = torch.ones(256, 128, 1, 1), torch.ones(256, 1, 3, 3), torch.ones(128, 256, 1, 1)
+    expand, depth, point = weights
+    found, expected = (
+        ~ops.mbconv(x, expand, None, depth, None, point, backend=backend).isfinite()
+        for backend in ("auto", "reference")
+    )
+    assert found[expected].all()
+    near = torch.nn.functional.max_pool2d(expected.float(), 5, stride=1, padding=2).bool()
+    assert not found[~near].any()
+
+
 @pytest.mark.parametrize("backend", [b for op, b in KERNELS if op == "upsample_add"])
 def test_a_map_of_the_size_of_the_result_is_added_as_it_is(backend):
     maps = torch.zeros(1, 2, 6, 6)

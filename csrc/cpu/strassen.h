@@ -1,0 +1,205 @@
+// Products of float32 matrices in seven multiplications for every eight (Strassen 1969, Gaussian elimination
+// is not optimal). Included by kernels: everything is private to the including file.
+//
+// Two neighbouring rows of the left matrix, two blocks of the inner dimension and two panels of the right
+// matrix make 2 x 2 parts of either and of the result. Seven sums of parts ("forms") of the left are
+// multiplied by seven of the right one, and each product is added to one or two parts of the result. Sums
+// of matrices cost as much as few rows of a product; so it takes large ones to gain.
+//
+// Rounding errors are those of the largest of the parts: a row's are never more than those that its
+// neighbour has as well. Parts being neighbours, results do not depend on how a product is shared out.
+#pragma once
+
+#include <cstdint>
+
+#include "matrix.h"
+#include "scratch.h"
+
+namespace evsam::EVSAM_ISA {
+namespace {
+
+constexpr int forms = 7;
+
+// Whether products of such sizes and elements are made of whole parts, and enough of them.
+template <class E>
+bool has_forms(std::int64_t rows, std::int64_t columns, std::int64_t blocks) {
+  return same<E, float> && rows % 2 == 0 && blocks % 2 == 0 && blocks >= 4 && columns % (2 * panel) == 0;
+}
+
+// Of the left matrix: [7][blocks / 2][rows / 2][32].
+struct LeftForms {
+  float* elements;
+  std::int64_t pairs, blocks;  // of rows and of blocks
+
+  LeftForms(float* elements, std::int64_t rows, std::int64_t blocks)
+      : elements(elements), pairs(rows / 2), blocks(blocks / 2) {}
+  LeftForms(Pieces& pieces, std::int64_t rows, std::int64_t blocks)
+      : LeftForms(pieces.take<float>(forms * rows * blocks * block / 4), rows, blocks) {}
+
+  std::int64_t stride() const { return pairs * block; }
+  const float* at(int form, std::int64_t pair) const {
+    return elements + form * blocks * stride() + pair * block;
+  }
+
+  // Those of pairs of rows [first, end) of a matrix as in matrix.h.
+  void write(const float* a, std::int64_t a_stride, std::int64_t first, std::int64_t end) const {
+    const std::int64_t size = blocks * stride();
+    for (std::int64_t k = 0; k < blocks; ++k)
+      for (std::int64_t pair = first; pair < end; ++pair) {
+        const float* from = a + 2 * k * a_stride + 2 * pair * block;
+        float* to = elements + k * stride() + pair * block;
+#pragma GCC unroll 8
+        for (int i = 0; i < block; i += lanes, from += lanes, to += lanes) {
+          const Vec a11 = load(from), a12 = load(from + a_stride);
+          const Vec a21 = load(from + block), a22 = load(from + a_stride + block);
+          store(to, a11 + a22);
+          store(to + size, a21 + a22);
+          store(to + 2 * size, a11);
+          store(to + 3 * size, a22);
+          store(to + 4 * size, a11 + a12);
+          store(to + 5 * size, a21 - a11);
+          store(to + 6 * size, a12 - a22);
+        }
+      }
+  }
+};
+
+// Of two panels of the right matrix: [7][blocks / 2][32][panel].
+struct RightForms {
+  float* elements;
+  std::int64_t blocks;  // pairs of them
+
+  RightForms(float* elements, std::int64_t blocks) : elements(elements), blocks(blocks / 2) {}
+  RightForms(Pieces& pieces, std::int64_t blocks)
+      : RightForms(pieces.take<float>(forms * blocks / 2 * block * panel), blocks) {}
+
+  std::int64_t size() const { return blocks * block * panel; }
+  const float* at(int form) const { return elements + form * size(); }
+
+  // Those of the panel at b and the next one, b_stride elements further.
+  void write(const float* b, std::int64_t b_stride) const {
+    for (std::int64_t k = 0; k < blocks; ++k) {
+      const float *upper = b + 2 * k * block * panel, *lower = upper + block * panel;
+      float* to = elements + k * block * panel;
+      for (std::int64_t i = 0; i < block * panel; i += lanes) {
+        const Vec b11 = load(upper + i), b12 = load(upper + b_stride + i);
+        const Vec b21 = load(lower + i), b22 = load(lower + b_stride + i);
+        store(to + i, b11 + b22);
+        store(to + size() + i, b11);
+        store(to + 2 * size() + i, b12 - b22);
+        store(to + 3 * size() + i, b21 - b11);
+        store(to + 4 * size() + i, b22);
+        store(to + 5 * size() + i, b11 + b12);
+        store(to + 6 * size() + i, b21 + b22);
+      }
+    }
+  }
+};
+
+// Adds a product to one or two parts of the result, or stores it there.
+struct FinishParts {
+  static constexpr std::int64_t blocks = 2 * Finish::blocks;
+
+  struct Part {
+    float* c;  // null for none
+    float sign;
+    bool accumulate;
+  };
+  Part one, other;
+  std::int64_t stride;
+
+  template <int rows>
+  EVSAM_INLINE void operator()(const Vec (&sums)[rows][2]) {
+    add(sums, one);
+    if (other.c != nullptr) add(sums, other);
+  }
+
+  template <int rows>
+  EVSAM_INLINE void add(const Vec (&sums)[rows][2], Part& part) const {
+    const Vec sign = broadcast(part.sign);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        float* to = part.c + i * stride + half * lanes;
+        store(to, part.accumulate ? fma(sign, sums[i][half], load(to)) : sign * sums[i][half]);
+      }
+    part.accumulate = true;
+  }
+};
+
+// c[2 * pairs][2 * panel] is the product of pairs of rows from `first` on with two panels, added to what c
+// holds where `accumulate` is set. The two panels at `next`, next_stride elements apart, are fetched.
+inline void multiply(const LeftForms& left, std::int64_t first, std::int64_t pairs,
+                     const RightForms& right, float* c, std::int64_t c_stride, bool accumulate,
+                     const float* next, std::int64_t next_stride) {
+  // Parts that the products of forms are added to, 11, 12, 21 and 22 being counted from 0; -1 for none.
+  constexpr int part[forms] = {0, 2, 1, 0, 1, 3, 0}, other_part[forms] = {3, 3, 3, 2, 0, -1, -1};
+  constexpr float other_sign[forms] = {1, -1, 1, 1, -1, 0, 0};
+  const std::int64_t at[4] = {0, panel, c_stride, c_stride + panel};
+  // Tiles that it takes to fetch a panel, and how much each of them does.
+  constexpr std::int64_t fetching = 2 * panel / cache_line<float>;
+  const std::int64_t fetched = right.blocks * block * cache_line<float>;
+  const std::int64_t tiles = quotient_up(pairs, max_rows);
+  std::int64_t turn = 0;
+  for (int form = 0; form < forms; ++form)
+    for (std::int64_t t = 0; t < tiles; ++t, ++turn) {
+      const std::int64_t begin = pairs * t / tiles, end = pairs * (t + 1) / tiles;
+      float* to = c + 2 * begin * c_stride;
+      // The first three products reach parts that nothing has reached before.
+      FinishParts finish{{to + at[part[form]], 1, accumulate || form > 2}, {}, 2 * c_stride};
+      if (other_part[form] >= 0)
+        finish.other = {to + at[other_part[form]], other_sign[form], accumulate || form > 0};
+      // Tiles after these have nothing to fetch but what they read.
+      const float* ahead = turn < 2 * fetching
+                               ? next + turn / fetching * next_stride + turn % fetching * fetched
+                               : right.at(form);
+      tile_of(end - begin, left.at(form, first + begin), left.stride(), left.blocks, right.at(form),
+              ahead, finish);
+    }
+}
+
+// Room for the forms of one product of so many rows, and of so many blocks at once that those of the left
+// matrix stay in L2.
+struct FormsRoom {
+  static constexpr std::int64_t blocks_at_once = 8;
+  static constexpr std::int64_t least_columns = 128;  // that are worth the forms of the left matrix
+
+  std::int64_t rows;  // 0 for no room
+  float *left, *right;
+
+  FormsRoom(Pieces& pieces, std::int64_t rows)
+      : rows(rows),
+        left(LeftForms(pieces, rows, blocks_at_once).elements),
+        right(RightForms(pieces, rows > 0 ? blocks_at_once : 0).elements) {}
+};
+
+// multiply() of matrix.h, in forms where the sizes and the room allow that.
+template <class E>
+void multiply(const FormsRoom& room, std::int64_t rows, std::int64_t columns, std::int64_t blocks,
+              const E* a, std::int64_t a_stride, const E* b, std::int64_t b_stride, float* c,
+              std::int64_t c_stride, bool accumulate = false) {
+  if constexpr (same<E, float>) {
+    if (rows <= room.rows && columns >= room.least_columns && has_forms<E>(rows, columns, blocks)) {
+      for (std::int64_t first = 0; first < blocks; first += room.blocks_at_once, accumulate = true) {
+        const std::int64_t count = least(room.blocks_at_once, blocks - first);
+        const LeftForms left(room.left, rows, count);
+        const RightForms right(room.right, count);
+        left.write(a + first * a_stride, a_stride, 0, left.pairs);
+        const float* from = b + first * block * panel;
+        for (std::int64_t column = 0; column < columns; column += 2 * panel, from += 2 * b_stride) {
+          const float* next = column + 2 * panel < columns ? from + 2 * b_stride
+                              : first + count < blocks     ? b + (first + count) * block * panel
+                                                           : b;
+          right.write(from, b_stride);
+          multiply(left, 0, left.pairs, right, c + column, c_stride, accumulate, next, b_stride);
+        }
+      }
+      return;
+    }
+  }
+  multiply(rows, columns, blocks, a, a_stride, b, b_stride, c, c_stride, accumulate);
+}
+
+}  // namespace
+}  // namespace evsam::EVSAM_ISA
