@@ -13,13 +13,15 @@ constexpr bool coarse = false;
 template <>
 constexpr bool coarse<BFloat16> = true;
 
-// 2^t for t in [-126, 126], which larger and smaller ones are taken for.
+// 2^t for t up to 126, which larger ones are taken for, and down to at least -126, from where on it is at
+// most 2^-126.
 //
 // 2^t is 2^n p(t - n) with n = round(t) and p the polynomial of least relative error on [-1/2, 1/2]:
 // 2e-9 at degree 6, 7.5e-5 at degree 3.
 template <class Storage>
 EVSAM_INLINE Vec two_to_the(Vec t) {
-  t = larger(smaller(t, broadcast(126)), broadcast(-126));
+  t = smaller(t, broadcast(126));
+  if constexpr (!scales_by_any_power) t = larger(t, broadcast(-126));
   const Vec f = above_nearest(t);
   Vec p;
   if constexpr (coarse<Storage>) {

@@ -144,7 +144,13 @@ EVSAM_INLINE Vec above_nearest(Vec t) {
 #endif
 }
 
-// v times 2^n for integers n in [-126, 126], v from a half to 2.
+#if defined(__AVX512F__)
+constexpr bool scales_by_any_power = true;
+#else
+constexpr bool scales_by_any_power = false;
+#endif
+
+// v times 2^n for integers n in [-126, 126], or any, v from a half to 2.
 EVSAM_INLINE Vec scaled(Vec v, Vec n) {
 #if defined(__AVX512F__)
   return _mm512_scalef_ps(v, n);
