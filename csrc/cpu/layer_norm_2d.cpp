@@ -12,8 +12,10 @@
 
 #include <cstdint>
 
+#include "matrix.h"
 #include "parallel.h"
 #include "scratch.h"
+#include "simd.h"
 #include "storage.h"
 
 namespace evsam::EVSAM_ISA {
@@ -21,24 +23,55 @@ namespace {
 
 constexpr std::int64_t tile_rows = 4;
 
+// What simd.h has for float, for double.
+typedef double Doubles __attribute__((vector_size(sizeof(Vec))));
+constexpr std::int64_t doubles = sizeof(Doubles) / sizeof(double);
+
+inline Doubles load(const double* from, std::int64_t count = doubles) {
+  Doubles v = {};
+  __builtin_memcpy(&v, from, least(count, doubles) * sizeof(double));
+  return v;
+}
+
+inline void store(double* to, Doubles v, std::int64_t count) {
+  __builtin_memcpy(to, &v, least(count, doubles) * sizeof(double));
+}
+
+inline double sum(Doubles v) {
+  double total = 0;
+  for (std::int64_t lane = 0; lane < doubles; ++lane) total += v[lane];
+  return total;
+}
+
 inline float square_root(float value) { return __builtin_sqrtf(value); }
 inline double square_root(double value) { return __builtin_sqrt(value); }
 
-// The mean of term(c) for c in [0, count), summed in lanes enough to hide how long an addition takes.
-template <class T, class Term>
-T mean_of(std::int64_t count, const Term& term) {
-  constexpr std::int64_t lane_count = 128 / sizeof(T);
-  T lanes[lane_count] = {};
+// The means of terms(v), several values, for v in `count` elements, summed in lanes enough to hide how long
+// an addition takes.
+template <int size, class T, class Terms>
+EVSAM_INLINE void means_of(const T* from, std::int64_t count, const Terms& terms, T (&means)[size]) {
+  using V = decltype(load(from));
+  constexpr std::int64_t width = sizeof(V) / sizeof(T), at_once = 128 / sizeof(V);
+  V sums[at_once][size] = {};
+  T rest[size] = {};
+  const auto add = [&](auto v, auto& to) {
+    decltype(v) values[size];
+    terms(v, values);
+#pragma GCC unroll 2
+    for (int k = 0; k < size; ++k) to[k] += values[k];
+  };
   std::int64_t c = 0;
-  for (; c + lane_count <= count; c += lane_count) {
-#pragma omp simd
-    for (std::int64_t lane = 0; lane < lane_count; ++lane) lanes[lane] += term(c + lane);
+  for (; c + at_once * width <= count; c += at_once * width)
+#pragma GCC unroll 8
+    for (std::int64_t i = 0; i < at_once; ++i) add(load(from + c + i * width), sums[i]);
+  for (; c + width <= count; c += width) add(load(from + c), sums[0]);
+  for (; c < count; ++c) add(from[c], rest);
+#pragma GCC unroll 2
+  for (int k = 0; k < size; ++k) {
+#pragma GCC unroll 8
+    for (std::int64_t i = 1; i < at_once; ++i) sums[0][k] += sums[i][k];
+    means[k] = (sum(sums[0][k]) + rest[k]) / static_cast<T>(count);
   }
-  for (std::int64_t lane = 0; c < count; ++c, ++lane) lanes[lane] += term(c);
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t lane = 0; lane < lane_count; ++lane) sum += lanes[lane];
-  return sum / static_cast<T>(count);
 }
 
 template <class T>
@@ -49,7 +82,11 @@ struct Row {
   T mean, rest_of_mean;
   T scale;
 
-  T centred(std::int64_t c) const { return elements[c] - mean - rest_of_mean; }
+  // What v, one of the elements or a vector of them, is above the mean.
+  template <class V>
+  EVSAM_INLINE V centred(V v) const {
+    return v - mean - rest_of_mean;
+  }
 };
 
 template <class T>
@@ -58,9 +95,19 @@ const T* filled(T* vector, std::int64_t length, T value) {
   return vector;
 }
 
+// A row in the type of its statistics: in place, or in `room`.
+inline const float* widened(const float* row, float*, std::int64_t) { return row; }
+inline const double* widened(const double* row, double*, std::int64_t) { return row; }
+template <class Half>
+const float* widened(const Half* row, float* room, std::int64_t count) {
+  for (std::int64_t c = 0; c < count; c += lanes) store(room + c, load(row + c, count - c), count - c);
+  return room;
+}
+
 template <class Storage>
 void run(const LayerNorm2dArgs& args) {
-  using T = Compute<Storage>;
+  using T = Choice<same<Storage, double>, double, float>;
+  constexpr std::int64_t width = sizeof(Vec) / sizeof(T);
   const std::int64_t channels = args.channels;
   const auto* x = static_cast<const Storage*>(args.x);
   auto* y = static_cast<Storage*>(args.y);
@@ -87,30 +134,33 @@ void run(const LayerNorm2dArgs& args) {
   const auto normalise = [&](const Room& room, std::int64_t first, std::int64_t rows) {
     Row<T> tile[tile_rows];
     for (std::int64_t r = 0; r < rows; ++r)
-      tile[r].elements = load(x + (first + r) * channels, room.wide[r], channels);
+      tile[r].elements = widened(x + (first + r) * channels, room.wide[r], channels);
     for (std::int64_t r = 0; r < rows; ++r) {
-      const T* v = tile[r].elements;
-      tile[r].mean = mean_of<T>(channels, [=](std::int64_t c) { return v[c]; });
+      T mean[1];
+      means_of(tile[r].elements, channels, [](auto v, auto& terms) { terms[0] = v; }, mean);
+      tile[r].mean = mean[0];
     }
     for (std::int64_t r = 0; r < rows; ++r) {
-      const T *v = tile[r].elements, mean = tile[r].mean;
-      tile[r].rest_of_mean = mean_of<T>(channels, [=](std::int64_t c) { return v[c] - mean; });
-    }
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const Row<T> row = tile[r];
-      const T variance = mean_of<T>(channels, [=](std::int64_t c) {
-        return row.centred(c) * row.centred(c);
-      });
-      tile[r].scale = 1 / square_root(variance + eps);
+      const T mean = tile[r].mean;
+      T means[2];
+      const auto terms_of = [=](auto v, auto& terms) {
+        terms[0] = v - mean;
+        terms[1] = terms[0] * terms[0];
+      };
+      means_of(tile[r].elements, channels, terms_of, means);
+      // The mean of squares of what elements are above the mean with its rest.
+      const T variance = means[1] - means[0] * means[0];
+      tile[r].rest_of_mean = means[0];
+      tile[r].scale = 1 / square_root((variance > 0 ? variance : 0 * variance) + eps);
     }
     for (std::int64_t r = 0; r < rows; ++r) {
       const Row<T> row = tile[r];
       Storage* out = y + (first + r) * channels;
-      T* results = stage(out, room.wide[r]);
-#pragma omp simd
-      for (std::int64_t c = 0; c < channels; ++c)
-        results[c] = row.centred(c) * row.scale * weight[c] + bias[c];
-      store(results, out, channels);
+      for (std::int64_t c = 0; c < channels; c += width) {
+        const std::int64_t rest = channels - c;
+        const auto v = row.centred(load(row.elements + c, rest)) * row.scale;
+        store(out + c, v * load(weight + c, rest) + load(bias + c, rest), rest);
+      }
     }
   };
   constexpr std::int64_t rows_at_once = 16 * tile_rows;

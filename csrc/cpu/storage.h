@@ -8,10 +8,6 @@
 
 #include <cstdint>
 
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
-
 namespace evsam::EVSAM_ISA {
 namespace {
 
@@ -22,20 +18,6 @@ struct Float16 {
 struct BFloat16 {
   std::uint16_t bits;
 };
-
-template <class Storage>
-struct ComputeType {
-  using type = float;
-};
-
-template <>
-struct ComputeType<double> {
-  using type = double;
-};
-
-// What elements stored as Storage are computed in.
-template <class Storage>
-using Compute = typename ComputeType<Storage>::type;
 
 inline std::uint32_t bits_of(float value) {
   std::uint32_t bits;
@@ -93,65 +75,6 @@ inline void convert(float from, Float16& to) {
                                : magnitude >= power_of_two(-14) ? normal
                                                                 : subnormal;
   to.bits = static_cast<std::uint16_t>(result | (bits >> 16 & 0x8000u));
-}
-
-// Convert `count` elements; the two arrays must not overlap.
-template <class From, class To>
-void convert(const From* from, To* to, std::int64_t count) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) convert(from[i], to[i]);
-}
-
-#if defined(__F16C__)
-// Compilers do not find these instructions in the loop above.
-inline void convert(const Float16* from, float* to, std::int64_t count) {
-  std::int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
-    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(eight));
-  }
-  for (; i < count; ++i) convert(from[i], to[i]);
-}
-
-inline void convert(const float* from, Float16* to, std::int64_t count) {
-  std::int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m128i eight = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), eight);
-  }
-  for (; i < count; ++i) convert(from[i], to[i]);
-}
-#endif
-
-// How a kernel reads a run of elements and writes one: in place where they are stored in the type it
-// computes in, otherwise through `room` for as many elements of that type.
-//
-//   const Compute<Storage>* values = load(from, room, count);
-//   Compute<Storage>* results = stage(to, room);
-//   store(results, to, count);
-inline const float* load(const float* from, float*, std::int64_t) { return from; }
-inline const double* load(const double* from, double*, std::int64_t) { return from; }
-
-template <class Half>
-const float* load(const Half* from, float* room, std::int64_t count) {
-  convert(from, room, count);
-  return room;
-}
-
-inline float* stage(float* to, float*) { return to; }
-inline double* stage(double* to, double*) { return to; }
-
-template <class Half>
-float* stage(Half*, float* room) {
-  return room;
-}
-
-inline void store(const float*, float*, std::int64_t) {}
-inline void store(const double*, double*, std::int64_t) {}
-
-template <class Half>
-void store(const float* results, Half* to, std::int64_t count) {
-  convert(results, to, count);
 }
 
 }  // namespace
