@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
-class _State:
-    """Tells whether a tensor still holds the values it held."""
+def _state(tensor: Tensor) -> tuple[Any, ...]:
+    """Differs once the tensor holds other values than it held, while its storage has its number."""
+    return (
+        tensor.untyped_storage()._cdata,
+        tensor._version,
+        tensor.dtype,
+        tensor.shape,
+        tensor.stride(),
+        tensor.storage_offset(),
+    )
 
-    def __init__(self, tensor: Tensor) -> None:
-        # A weak reference keeps the number of a storage that is gone from being used again.
-        self._storage = StorageWeakRef(tensor.untyped_storage())
-        self._layout = self._layout_of(tensor)
-        self._version = tensor._version
 
-    @staticmethod
-    def _layout_of(tensor: Tensor) -> tuple[Any, ...]:
-        return tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
+class _Kept(NamedTuple):
+    """Something and what it was made of.
 
-    def describes(self, tensor: Tensor) -> bool:
-        return (
-            self._storage.cdata == tensor.untyped_storage()._cdata
-            and self._layout == self._layout_of(tensor)
-            and self._version == tensor._version
-        )
+    Attributes:
+        states: of the tensors.
+        storages: theirs; a weak reference keeps the number of one that is gone from being used again.
+        result: what was made.
+    """
+
+    states: list[tuple[Any, ...]]
+    storages: list[StorageWeakRef]
+    result: Any
 
 
 _kept: Any = WeakTensorKeyDictionary()
@@ -48,20 +53,18 @@ def kept(tensors: Sequence[Tensor], key: tuple[Any, ...], make: Callable[[], Any
         key: whatever else it depends on.
         make: makes it.
     """
-    if any(tensor.is_inference() for tensor in tensors):
+    if any([tensor.is_inference() for tensor in tensors]):
         return make()
+    states = [_state(tensor) for tensor in tensors]
     with _lock:
         of_first = _kept.setdefault(tensors[0], {})
-        states, result = of_first.get(key, ((), None))
-        current = len(states) == len(tensors) and all(
-            state.describes(tensor) for state, tensor in zip(states, tensors, strict=True)
-        )
-        if not current:
-            states = [_State(tensor) for tensor in tensors]
-            result = make()
+        found = of_first.get(key)
+        if found is None or found.states != states:
+            storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
+            found = _Kept(states, storages, make())
             # What other instruction sets and values have left behind is of no more use.
-            for other, ((first, *_), _) in list(of_first.items()):
-                if other[0] != key[0] or not first.describes(tensors[0]):
+            for other, ((first, *_), *_) in list(of_first.items()):
+                if other[0] != key[0] or first != states[0]:
                     del of_first[other]
-            of_first[key] = (states, result)
-    return result
+            of_first[key] = found
+    return found.result

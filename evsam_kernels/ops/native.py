@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from evsam_kernels.ops.kept import kept
 from evsam_kernels.ops.layout import channels_last
 
 
+@functools.cache
 def native() -> ModuleType:
     """The extension module, imported when first needed: the package works without it."""
     from evsam_kernels import _cpu

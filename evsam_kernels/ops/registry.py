@@ -246,15 +246,16 @@ def register(op: str, operands_schema: str, output_shape: Callable[..., Sequence
         *(operand.split(" ") for operand in operands_schema.split(", ")), strict=True
     )
     _operand_names[op] = list(names)
+    optional_lists = [index for index, kind in enumerate(kinds) if kind == "Tensor[]?"]
 
     def run(*arguments: Any) -> Tensor:
         *operands, backend = arguments
-        for index, kind in enumerate(kinds):
+        for index in optional_lists:
             # AOTInductor hands an empty list over as None.
-            if kind == "Tensor[]?" and operands[index] is None:
+            if operands[index] is None:
                 operands[index] = []
         output_shape(*operands)
-        first = tensors_of(operands)[0]
+        first = operands[0] if isinstance(operands[0], Tensor) else tensors_of(operands)[0]
         emulated = None if (current := emulation.current()) is None else current.auto
         layer = layer_of(op, operands) if first.is_cuda or emulated else None
         found = implementation(op, backend, first.device.type, first.dtype, layer, emulated)
