@@ -6,8 +6,8 @@
 // in panels of as many columns as two vectors hold, [columns / panel][rows][panel]. Both are filled up
 // with zeros to multiples of 32.
 //
-// A tile of max_rows rows and one panel is summed up in registers; every element of a panel that is loaded
-// is used for all of its rows. With AVX512_BF16 elements are bfloat16 and summed up in pairs to float32
+// A tile of some rows and one panel is summed up in registers; every element of a panel that is loaded is
+// used for all of its rows. With AVX512_BF16 elements are bfloat16 and summed up in pairs to float32
 // (panels interleave two rows); everywhere else they are float32.
 //
 // Panels come from L3, whose latency is longer than what processors look ahead: while the first tiles pass
@@ -32,6 +32,14 @@ constexpr int max_rows = 14;  // 28 registers hold sums
 #else
 constexpr int max_rows = 6;  // 12 registers hold sums
 #endif
+
+// What a tile is like: rows of the largest one, and sums that every element of the result is split into.
+struct Tall {
+  static constexpr int rows = max_rows, sums = 1;
+};
+struct Split {
+  static constexpr int rows = max_rows / 2, sums = 2;
+};
 
 inline std::int64_t blocks_of(std::int64_t count) { return (count + block - 1) / block; }
 inline std::int64_t round_up(std::int64_t count) { return blocks_of(count) * block; }
@@ -160,33 +168,42 @@ constexpr std::int64_t cache_line = 64 / sizeof(E);
 // each k. As many blocks at a time as finish says.
 //
 // Out of line: inlined, compilers keep constants of what follows in registers and spill the sums.
-template <int rows, class Finish>
+template <class Shape, int rows, class Finish>
 __attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::int64_t blocks,
                                     const float* b, const float* ahead, Finish finish) {
   for (; blocks > 0; blocks -= Finish::blocks) {
-    Vec sums[rows][2];
+    Vec sums[Shape::sums][rows][2];
+#pragma GCC unroll 2
+    for (auto& split : sums)
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = zero();
+      for (int row = 0; row < rows; ++row) split[row][0] = split[row][1] = zero();
 #pragma GCC unroll 1
     for (std::int64_t i = least(blocks, Finish::blocks); i > 0; --i, a += a_stride) {
-#pragma GCC unroll 4
-      for (int k = 0; k < block; ++k, b += panel, ahead += cache_line<float>) {
-        __builtin_prefetch(ahead);
-        const Vec b0 = load(b), b1 = load(b + lanes);
+#pragma GCC unroll 2
+      for (int k = 0; k < block; k += Shape::sums)
+#pragma GCC unroll 2
+        for (int s = 0; s < Shape::sums; ++s, b += panel, ahead += cache_line<float>) {
+          __builtin_prefetch(ahead);
+          const Vec b0 = load(b), b1 = load(b + lanes);
 #pragma GCC unroll 16
-        for (int row = 0; row < rows; ++row) {
-          const Vec value = broadcast(a[row * block + k]);
-          sums[row][0] = fma(value, b0, sums[row][0]);
-          sums[row][1] = fma(value, b1, sums[row][1]);
+          for (int row = 0; row < rows; ++row) {
+            const Vec value = broadcast(a[row * block + k + s]);
+            sums[s][row][0] = fma(value, b0, sums[s][row][0]);
+            sums[s][row][1] = fma(value, b1, sums[s][row][1]);
+          }
         }
-      }
     }
-    finish(sums);
+    if constexpr (Shape::sums == 2)
+#pragma GCC unroll 16
+      for (int row = 0; row < rows; ++row)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) sums[0][row][half] += sums[1][row][half];
+    finish(sums[0]);
   }
 }
 
 #if defined(__AVX512BF16__)
-template <int rows, class Finish>
+template <class Shape, int rows, class Finish>
 __attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, std::int64_t blocks,
                                     const BFloat16* b, const BFloat16* ahead, Finish finish) {
   Vec sums[rows][2];
@@ -212,19 +229,18 @@ __attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, st
 }
 #endif
 
-template <class E, class Finish, int rows = max_rows>
+template <class Shape, int rows = Shape::rows, class E, class Finish>
 void tile_of(std::int64_t count, const E* a, std::int64_t a_stride, std::int64_t blocks, const E* b,
              const E* ahead, const Finish& finish) {
-  if (count == rows) return tile<rows>(a, a_stride, blocks, b, ahead, finish);
-  if constexpr (rows > 1)
-    tile_of<E, Finish, rows - 1>(count, a, a_stride, blocks, b, ahead, finish);
+  if (count == rows) return tile<Shape, rows>(a, a_stride, blocks, b, ahead, finish);
+  if constexpr (rows > 1) tile_of<Shape, rows - 1>(count, a, a_stride, blocks, b, ahead, finish);
 }
 
 // c[rows][columns] = a[rows][32 * blocks] b[32 * blocks][columns], a in blocks a_stride elements apart,
 // b in panels b_stride elements apart, c in rows c_stride apart; added to what c holds where
 // `accumulate` is set. The rows are split evenly into tiles. `next` is the first panel of the product that
 // follows, if it is not one of these.
-template <class E>
+template <class Shape = Tall, class E>
 void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, const E* a,
               std::int64_t a_stride, const E* b, std::int64_t b_stride, float* c,
               std::int64_t c_stride, bool accumulate = false, const E* next = nullptr) {
@@ -232,7 +248,7 @@ void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, cons
   constexpr std::int64_t blocks_at_once = 16;
   // Tiles that it takes to fetch a panel.
   constexpr std::int64_t fetching = most(panel / cache_line<float>, 1);
-  const std::int64_t tiles = quotient_up(rows, max_rows);
+  const std::int64_t tiles = quotient_up(rows, Shape::rows);
   for (std::int64_t first = 0; first < blocks; first += blocks_at_once) {
     const std::int64_t count = least(blocks_at_once, blocks - first), last = columns - panel;
     const E* from = b + first * block * panel;
@@ -245,8 +261,8 @@ void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, cons
         const std::int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
         // Tiles after these have nothing to fetch but what they read.
         const E* ahead = t < fetching ? after + t * count * block * panel / fetching : from;
-        tile_of(end - begin, a + first * a_stride + begin * block, a_stride, count, from, ahead,
-                Finish{c + begin * c_stride + column, c_stride, accumulate || first > 0});
+        tile_of<Shape>(end - begin, a + first * a_stride + begin * block, a_stride, count, from, ahead,
+                       Finish{c + begin * c_stride + column, c_stride, accumulate || first > 0});
       }
     }
   }

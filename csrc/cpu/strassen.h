@@ -154,7 +154,7 @@ inline void multiply(const LeftForms& left, std::int64_t first, std::int64_t pai
       const float* ahead = turn < 2 * fetching
                                ? next + turn / fetching * next_stride + turn % fetching * fetched
                                : right.at(form);
-      tile_of(end - begin, left.at(form, first + begin), left.stride(), left.blocks, right.at(form),
+      tile_of<Tall>(end - begin, left.at(form, first + begin), left.stride(), left.blocks, right.at(form),
               ahead, finish);
     }
 }
