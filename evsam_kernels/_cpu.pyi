@@ -53,7 +53,6 @@ def pack_conv_act(
     stride: int,
     dilation: int,
     groups: int,
-    large_maps: bool,
     dtype: str,
 ) -> ConvActPacked: ...
 def conv_act(

@@ -176,7 +176,7 @@ using MultiScaleAttentionPacked =
 
 ConvActPacked pack_conv_act(Address weight, std::optional<Address> bias, std::int64_t in_channels,
                             std::int64_t out_channels, std::int64_t kernel, std::int64_t stride,
-                            std::int64_t dilation, std::int64_t groups, bool large_maps,
+                            std::int64_t dilation, std::int64_t groups,
                             const std::string& dtype_name) {
   check_at_least("in_channels", in_channels, 1);
   check_at_least("out_channels", out_channels, 1);
@@ -192,7 +192,7 @@ ConvActPacked pack_conv_act(Address weight, std::optional<Address> bias, std::in
       element_count({out_channels, in_channels / groups, kernel, kernel}, weights.dtype);
   weights.weight = pointer("weight", weight, weights.dtype, count);
   weights.bias = optional_pointer("bias", bias, weights.dtype, out_channels);
-  weights.conv = {in_channels, out_channels, kernel, stride, dilation, groups, large_maps};
+  weights.conv = {in_channels, out_channels, kernel, stride, dilation, groups};
   return ConvActPacked(weights);
 }
 
@@ -717,7 +717,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind_packed<MultiScaleAttentionPacked>(module, "MultiScaleAttentionPacked");
 
   module.def("pack_conv_act", &pack_conv_act, py::kw_only(), "weight"_a, "bias"_a, "in_channels"_a,
-             "out_channels"_a, "kernel"_a, "stride"_a, "dilation"_a, "groups"_a, "large_maps"_a,
+             "out_channels"_a, "kernel"_a, "stride"_a, "dilation"_a, "groups"_a,
              "dtype"_a, "Weights for conv_act; see csrc/include/evsam/conv_act.h.");
   module.def("conv_act", &conv_act, py::kw_only(), "packed"_a, "x"_a, "y"_a, "residual"_a,
              "batch"_a, "height"_a, "width"_a, "activation"_a, "num_threads"_a,

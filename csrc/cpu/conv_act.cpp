@@ -37,7 +37,7 @@ std::int64_t pack(const ConvActWeights& from, void* packed) {
     const NarrowWeights<Storage> weights(pieces, conv);
     if (packed != nullptr) weights.pack(from.weight, from.bias);
   } else if (has_winograd(conv)) {
-    with_scheme<Element<Storage>, false>(conv, [&](auto scheme) {
+    with_scheme<Element<Storage>>(conv, [&](auto scheme) {
       const WinogradWeights<decltype(scheme), Storage> weights(pieces, conv.in_channels,
                                                                conv.out_channels);
       if (packed != nullptr) weights.pack(from.weight, from.bias);
@@ -181,7 +181,7 @@ void run(const ConvActArgs& args) {
   if (is_depthwise(conv)) return run_depthwise(args, in, output);
   if (is_narrow(conv)) return run_narrow(args, in, output);
   if (!has_winograd(conv)) return run_direct(args, in, output);
-  with_scheme<Element<Storage>, false>(conv, [&](auto scheme) {
+  with_scheme<Element<Storage>>(conv, [&](auto scheme) {
     run_winograd<decltype(scheme)>(args, in, output);
   });
 }

@@ -18,7 +18,13 @@ namespace evsam::EVSAM_ISA {
 namespace {
 
 ConvShape spatial_shape(const FusedMBConvShape& shape) {
-  return {shape.in_channels, shape.mid_channels, shape.kernel, shape.stride, 1, 1, shape.large_maps};
+  return {shape.in_channels, shape.mid_channels, shape.kernel, shape.stride, 1, 1};
+}
+
+template <class E, class Use>
+auto with_scheme_of(const FusedMBConvShape& shape, const Use& use) {
+  const ConvShape conv = spatial_shape(shape);
+  return shape.large_maps ? with_larger_scheme<E>(conv, use) : with_scheme<E>(conv, use);
 }
 
 template <class Scheme, class Storage>
@@ -50,7 +56,7 @@ std::int64_t pack_direct(const FusedMBConvWeights& from, void* packed) {
 template <class Storage>
 std::int64_t pack(const FusedMBConvWeights& from, void* packed) {
   if (!has_winograd(spatial_shape(from.shape))) return pack_direct<Storage>(from, packed);
-  return with_scheme<Element<Storage>, true>(spatial_shape(from.shape), [&](auto scheme) {
+  return with_scheme_of<Element<Storage>>(from.shape, [&](auto scheme) {
     return pack_winograd<decltype(scheme), Storage>(from, packed);
   });
 }
@@ -151,7 +157,7 @@ void run(const FusedMBConvArgs& args) {
                                static_cast<const Storage*>(args.residual), shape.out_channels};
   if (in.batch == 0) return;
   if (!has_winograd(spatial_shape(shape))) return run_direct(args, in, output);
-  with_scheme<Element<Storage>, true>(spatial_shape(shape), [&](auto scheme) {
+  with_scheme_of<Element<Storage>>(shape, [&](auto scheme) {
     run_winograd<decltype(scheme)>(args, in, output);
   });
 }

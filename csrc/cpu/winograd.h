@@ -168,16 +168,23 @@ inline bool has_winograd(const ConvShape& conv) {
          conv.in_channels % block == 0;
 }
 
-// Calls use(scheme) with the scheme of a convolution whose products have elements E. With `expands` what it
-// gives is rounded and summed up by another product, whose own errors leave more room.
-template <class E, bool expands, class Use>
+// Calls use(scheme) with the scheme of a convolution whose products have elements E.
+template <class E, class Use>
 auto with_scheme(const ConvShape& conv, const Use& use) {
   if (conv.stride == 2) return use(FourStrided{});
-  if constexpr (sizeof(E) == 2)
-    return expands && conv.large_maps ? use(ThreeOutputs{}) : use(TwoOutputs{});
-  else
+  return use(Choice<sizeof(E) == 2, TwoOutputs, ThreeOutputs>{});
+}
+
+// The same for a convolution of large maps whose result is rounded and summed up by another product: the
+// errors of that one leave more room.
+template <class E, class Use>
+auto with_larger_scheme(const ConvShape& conv, const Use& use) {
+  if (conv.stride == 2) return use(FourStrided{});
+  if constexpr (sizeof(E) == 4) {
     // A plain sum over 9 * 32 products is still more accurate than the transform of four outputs.
-    return conv.large_maps && conv.in_channels > 32 ? use(FourOutputs{}) : use(ThreeOutputs{});
+    if (conv.in_channels > 32) return use(FourOutputs{});
+  }
+  return use(ThreeOutputs{});
 }
 
 // The transform back has little room for errors of the sums: those of float32 are split.

@@ -390,6 +390,7 @@ _SETTINGS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
                 "residual": True,
             },
             "large map, 32 channels": {"channels": (32, 40), "size": (33, 35)},
+            "large map, one picture": {"channels": (64, 64), "size": (40, 40), "batch": 1},
             "large map, stride 2": {"channels": (64, 40), "size": (35, 33), "stride": 2},
             "L0 stem": {"channels": (3, 32), "size": (64, 64), "stride": 2, "activation": "gelu"},
             "L0 residual block, first": {
@@ -437,6 +438,7 @@ _SETTINGS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
                 f"large map, {kind}": {"channels": (64, 72, 40), "size": (33, 35), "kind": kind}
                 for kind in INPUT_KINDS
             },
+            "large map, one picture": {"channels": (128, 256, 64), "size": (40, 40), "batch": 1},
             "large map, residual": {
                 "channels": (64, 72, 64),
                 "size": (32, 33),

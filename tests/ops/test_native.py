@@ -203,20 +203,25 @@ def test_weights_made_in_inference_mode_are_never_stale():
 
 
 @pytest.fixture
-def packs(monkeypatch):
-    """The settings that weights of `conv_act` were packed with, in order."""
-    settings = []
-    pack = _cpu.pack_conv_act
+def noted(monkeypatch):
+    """Makes a packing function note the settings it is called with, in order."""
 
-    def noting(**arguments):
-        settings.append(arguments)
-        return pack(**arguments)
+    def noted(name):
+        settings = []
+        pack = getattr(_cpu, name)
 
-    monkeypatch.setattr(_cpu, "pack_conv_act", noting)
-    return settings
+        def noting(**arguments):
+            settings.append(arguments)
+            return pack(**arguments)
+
+        monkeypatch.setattr(_cpu, name, noting)
+        return settings
+
+    return noted
 
 
-def test_modules_fused_in_inference_mode_are_packed_once(packs):
+def test_modules_fused_in_inference_mode_are_packed_once(noted):
+    packs = noted("pack_conv_act")
     with torch.inference_mode():
         fused = ek.fuse(ek.nn.ConvLayer(8, 8).eval(), backend="cpu")
         for _ in range(3):
@@ -224,16 +229,21 @@ def test_modules_fused_in_inference_mode_are_packed_once(packs):
     assert len(packs) == 1
 
 
-def test_weights_are_packed_once_for_small_maps_and_once_for_large_ones(packs):
-    weight = torch.randn(8, 32, 3, 3)
+def test_weights_are_packed_once_for_small_maps_and_once_for_large_ones(noted):
+    packs = noted("pack_fused_mbconv")
+    spatial, point = torch.randn(32, 32, 3, 3), torch.randn(8, 32, 1, 1)
+
+    def block(x):
+        return ops.fused_mbconv(x, spatial, None, point, backend="cpu")
+
     for _ in range(2):
         for size in ((31, 33), (32, 32), (8, 128)):
-            ops.conv_act(torch.randn(1, 32, *size), weight, backend="cpu")
+            block(torch.randn(1, 32, *size))
     assert [settings["large_maps"] for settings in packs] == [False, True]
     x = torch.randn(1, 32, 32, 32)
-    once = ops.conv_act(x, weight, backend="cpu")
-    weight.mul_(2)
-    assert torch.equal(ops.conv_act(x, weight, backend="cpu"), 2 * once)
+    once = block(x)
+    spatial.mul_(2)
+    assert torch.equal(block(x), 2 * once)
     assert len(packs) == 3
 
 
@@ -259,7 +269,6 @@ def test_weights_for_another_instruction_set_are_refused():
         bias=None,
         dilation=1,
         groups=1,
-        large_maps=False,
         dtype="float32",
         **sizes,
     )
@@ -315,7 +324,6 @@ def test_wrong_sizes_are_refused_before_the_kernel(function, wrong, message):
         "stride": 1,
         "dilation": 1,
         "groups": 1,
-        "large_maps": False,
         "dtype": "float32",
     }
     arguments = weights

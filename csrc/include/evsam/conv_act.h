@@ -9,10 +9,6 @@
 namespace evsam {
 
 // A square, odd kernel, padded by kernel / 2 * dilation zeros on every side.
-//
-// With large_maps, meant for maps of 32 x 32 pixels and more, a 3x3 convolution of 64 channels and more
-// takes fewer multiplications; its rounding errors are then about those of a plain sum over all taps and
-// channels, without it half of them.
 struct ConvShape {
   std::int64_t in_channels;   // a multiple of groups
   std::int64_t out_channels;  // a multiple of groups
@@ -20,7 +16,6 @@ struct ConvShape {
   std::int64_t stride;
   std::int64_t dilation;
   std::int64_t groups;
-  bool large_maps;  // see above
 };
 
 struct ConvActWeights {

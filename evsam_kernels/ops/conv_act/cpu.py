@@ -14,7 +14,6 @@ from evsam_kernels.ops.native import (
     check_inputs,
     dense_residual,
     dtype_name,
-    large_maps,
     native,
     packed,
 )
@@ -51,7 +50,6 @@ def conv_act(
     check_inputs("conv_act", DTYPES, x, weight, bias, residual)
     batch, in_channels, height, width = x.shape
     out_channels, _, kernel, _ = weight.shape
-    large = large_maps(height, width)
 
     def pack(weight: Tensor, bias: Tensor | None) -> Any:
         return native().pack_conv_act(
@@ -63,7 +61,6 @@ def conv_act(
             stride=stride,
             dilation=dilation,
             groups=groups,
-            large_maps=large,
             dtype=dtype_name(weight),
         )
 
@@ -71,7 +68,7 @@ def conv_act(
     size = (conv_output_size(height, stride), conv_output_size(width, stride))
     y = empty_channels_last(x, (batch, out_channels, *size))
     native().conv_act(
-        packed=packed((weight, bias), (stride, dilation, groups, large), pack),
+        packed=packed((weight, bias), (stride, dilation, groups), pack),
         x=x.data_ptr(),
         y=y.data_ptr(),
         residual=address(residual),
