@@ -108,11 +108,15 @@ void run_direct(const ConvActArgs& args, const Map<Storage>& in, const Output<St
       const std::int64_t group = task % conv.groups, run = task / conv.groups;
       const std::int64_t first = runs.begin(run), count = runs.end(run) - first;
       gather(in, conv, group, first, count, room.gathered);
-      const auto sink = [&](std::int64_t row) {
+      const auto sink = [=](std::int64_t row) {
         return output.line(first + row, group * group_columns, group_columns);
       };
-      multiply_into<Storage>(room.gathered, count, weights.group(group), 0, round_up(group_columns),
-                             room.sums, args.activation, sink);
+      const Matrix<E> matrix = weights.group(group);
+      if (matrix.blocks() <= most_blocks_in_registers)
+        multiply_straight_into<Storage>(room.gathered, count, matrix, args.activation, sink);
+      else
+        multiply_into<Storage>(room.gathered, count, matrix, 0, round_up(group_columns), room.sums,
+                               args.activation, sink);
     });
   });
 }

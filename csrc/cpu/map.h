@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "activation.h"
 #include "matrix.h"
@@ -214,6 +215,51 @@ void pass_on(const float* products, std::int64_t stride, std::int64_t rows, std:
       line(first + next, activate(fma(load(from + next), scale, load(bias + next))));
     }
   }
+}
+
+// Blocks of a product that may be summed up in registers, as a plain sum is.
+constexpr std::int64_t most_blocks_in_registers = 8;
+
+// What becomes of a tile's sums: activation(sums + bias), from a row and a column on, into the sink.
+template <class Activate, class Sink>
+struct FinishInto {
+  static constexpr std::int64_t blocks = most_blocks_in_registers;
+
+  const float *bias, *scale;
+  std::int64_t row, column;
+  Activate activate;
+  Sink sink;
+
+  template <int rows>
+  EVSAM_INLINE void operator()(const Vec (&sums)[rows][2]) const {
+    const Vec factor = broadcast(*scale), bias0 = load(bias + column);
+    const Vec bias1 = load(bias + column + lanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+      const auto line = sink(row + i);
+      line(column, activate(fma(sums[i][0], factor, bias0)));
+      line(column + lanes, activate(fma(sums[i][1], factor, bias1)));
+    }
+  }
+};
+
+// All columns of activation(a * weights + bias), into the sink, for at most most_blocks_in_registers: they
+// go there straight from registers, and weights so small stay in L2.
+template <class Storage, class E, class Sink>
+void multiply_straight_into(const Operand<E>& a, std::int64_t rows, const Matrix<E>& weights,
+                            Activation activation, const Sink& sink) {
+  using Shape = AccurateTile<E>;
+  const std::int64_t tiles = quotient_up(rows, Shape::rows);
+  with_activation<Storage>(activation, [&](const auto& activate) {
+    using Into = FinishInto<std::decay_t<decltype(activate)>, Sink>;
+    for (std::int64_t column = 0; column < round_up(weights.columns); column += panel)
+      for (std::int64_t t = 0; t < tiles; ++t) {
+        const std::int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
+        tile_of<Shape>(end - begin, a.elements + begin * block, a.stride(), weights.blocks(),
+                       weights.panel_at(column), weights.panel_at(column),
+                       Into{weights.bias, weights.scale, begin, column, activate, sink});
+      }
+  });
 }
 
 // Columns [begin, end) of activation(a * weights + bias), into the sink.

@@ -88,6 +88,10 @@ EVSAM_INLINE void put(BFloat16* to, Vec v) {
 }
 #endif
 
+// Sums of float32 that are stored seldom or have little room for errors are split.
+template <class E>
+using AccurateTile = Choice<same<E, float>, Split, Tall>;
+
 // How much larger a matrix is packed.
 template <class E, class At>
 double weight_headroom(std::int64_t rows, std::int64_t columns, const At& at) {

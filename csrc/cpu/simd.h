@@ -222,6 +222,14 @@ EVSAM_OUT_OF_LINE Vec load(const Float16* from) {
 #endif
 
 EVSAM_INLINE void store(BFloat16* to, Vec v) {
+#if defined(__AVX512BF16__)
+  // The instruction turns subnormal numbers to zero.
+  constexpr int subnormal = 0x20;
+  if (__builtin_expect(_mm512_fpclass_ps_mask(v, subnormal) == 0, 1)) {
+    const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(v);
+    return _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow);
+  }
+#endif
 #if defined(__AVX512F__)
   const __m512i bits = _mm512_castps_si512(v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

@@ -3,7 +3,7 @@
 //
 // Narrowing rounds to nearest, ties to even, keeps subnormals, and a NaN stays one. The results are
 // the same with every instruction set, whether or not it has an instruction for the conversion.
-// AVX512_BF16's vcvtneps2bf16 turns subnormals to zero and is therefore not used here.
+// AVX512_BF16's vcvtneps2bf16 turns subnormals to zero and is used for anything else.
 #pragma once
 
 #include <cstdint>

@@ -187,10 +187,6 @@ auto with_larger_scheme(const ConvShape& conv, const Use& use) {
   return use(ThreeOutputs{});
 }
 
-// The transform back has little room for errors of the sums: those of float32 are split.
-template <class E>
-using ProductTile = Choice<same<E, float>, Split, Tall>;
-
 // Columns that are multiplied and transformed back together.
 constexpr std::int64_t columns_at_once = 64;
 
@@ -500,7 +496,7 @@ std::int64_t convolve_tiles(const Map<Storage>& in, const WinogradWeights<Scheme
       const E* next = point < last    ? weights.panel_at(point + 1, begin)
                       : end < columns ? weights.panel_at(0, end)
                                       : weights.panel_at(0, 0);
-      multiply<ProductTile<E>>(count, end - begin, blocks_of(in.channels),
+      multiply<AccurateTile<E>>(count, end - begin, blocks_of(in.channels),
                room.transformed + point * room.transformed_stride, count * block,
                weights.panel_at(point, begin), in.channels * panel,
                room.products + point * room.product_stride, columns_at_once, false, next);
