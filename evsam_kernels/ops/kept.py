@@ -28,7 +28,7 @@ class _Kept(NamedTuple):
 
     Attributes:
         states: of the tensors.
-        storages: theirs; a weak reference keeps the number of one that is gone from being used again.
+        storages: theirs; a weak reference keeps the number of one that is gone from reuse.
         result: what was made.
     """
 
