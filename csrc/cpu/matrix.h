@@ -105,6 +105,7 @@ double weight_headroom(std::int64_t rows, std::int64_t columns, const At& at) {
   return headroom<E> * std::ldexp(1.0, static_cast<int>(least(-exponent, 90)));
 }
 
+// The element nearest to a value.
 template <class E>
 E element(double value) {
   E result;
