@@ -148,7 +148,8 @@ void run(const LayerNorm2dArgs& args) {
         terms[1] = terms[0] * terms[0];
       };
       means_of(tile[r].elements, channels, terms_of, means);
-      // The mean of squares of what elements are above the mean with its rest.
+      // The mean of squares of what elements are above the mean with its rest; rounding may take it below
+      // zero, and a NaN stays one.
       const T variance = means[1] - means[0] * means[0];
       tile[r].rest_of_mean = means[0];
       tile[r].scale = 1 / square_root((variance > 0 ? variance : 0 * variance) + eps);

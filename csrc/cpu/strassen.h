@@ -6,8 +6,8 @@
 // multiplied by seven of the right one, and each product is added to one or two parts of the result. Sums
 // of matrices cost as much as few rows of a product; so it takes large ones to gain.
 //
-// Rounding errors are those of the largest of the parts: a row's are never more than those that its
-// neighbour has as well. Parts being neighbours, results do not depend on how a product is shared out.
+// A row's rounding errors are as large as those of the larger of its pair, so this is for rows that have
+// much the same error anyway. Parts being neighbours, results do not depend on how a product is shared out.
 #pragma once
 
 #include <cstdint>
@@ -154,8 +154,8 @@ inline void multiply(const LeftForms& left, std::int64_t first, std::int64_t pai
       const float* ahead = turn < 2 * fetching
                                ? next + turn / fetching * next_stride + turn % fetching * fetched
                                : right.at(form);
-      tile_of<Tall>(end - begin, left.at(form, first + begin), left.stride(), left.blocks, right.at(form),
-              ahead, finish);
+      tile_of<Tall>(end - begin, left.at(form, first + begin), left.stride(), left.blocks,
+                    right.at(form), ahead, finish);
     }
 }
 
@@ -178,7 +178,7 @@ struct FormsRoom {
 template <class E>
 void multiply(const FormsRoom& room, std::int64_t rows, std::int64_t columns, std::int64_t blocks,
               const E* a, std::int64_t a_stride, const E* b, std::int64_t b_stride, float* c,
-              std::int64_t c_stride, bool accumulate = false) {
+              std::int64_t c_stride, bool accumulate) {
   if constexpr (same<E, float>) {
     if (rows <= room.rows && columns >= room.least_columns && has_forms<E>(rows, columns, blocks)) {
       for (std::int64_t first = 0; first < blocks; first += room.blocks_at_once, accumulate = true) {
