@@ -239,7 +239,8 @@ def upscale_masks(
 ) -> None: ...
 def upsample_add(
     *,
-    maps: list[tuple[int, int, int]],
+    maps: list[int],
+    sizes: list[tuple[int, int]],
     y: int,
     batch: int,
     height: int,

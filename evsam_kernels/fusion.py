@@ -12,16 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from evsam_kernels.nn.folded import (
+    FoldedBackbone,
     FoldedBlock,
     FoldedConv,
     FoldedConvChain,
+    FoldedEfficientViTBlock,
     FoldedFusedMBConv,
     FoldedLayerNorm2d,
     FoldedLiteMLA,
     FoldedMBConv,
     FoldedNeck,
+    FoldedSequence,
 )
 from evsam_kernels.ops.checks import FLOATING_DTYPES
+from evsam_kernels.ops.recording import only_launches
 from evsam_kernels.ops.registry import chosen_backend, has_kernel
 from evsam_kernels.sam.mask_decoder import MaskDecoder, TwoWayTransformer
 from evsam_kernels.sam.shared_decoder import HEAD_DIM, SharedMaskDecoder
@@ -165,6 +169,7 @@ class _Fuser:
                 if self.inplace:
                     setattr(module, name, replacement)
             result = module if self.inplace else copy.deepcopy(module, self.copies)
+            result = _container(type(module).__name__, result)
         self.copies[id(module)] = result
         return result
 
@@ -471,10 +476,36 @@ def _attributes(module: nn.Module, *names: str) -> list[Any]:
     return [getattr(module, name) for name in names]
 
 
+_CONTAINERS: dict[str, Callable[..., nn.Module]] = {
+    "EfficientViTBlock": lambda block: FoldedEfficientViTBlock(
+        block.context_module, block.local_module
+    ),
+    "OpSequential": lambda sequence: FoldedSequence(list(sequence.op_list)),
+    "EfficientViTLargeBackbone": lambda backbone: FoldedBackbone(
+        list(backbone.stages), backbone.width_list
+    ),
+}
+"""What launches all that such modules hold in one go, by the name of their class."""
+
+
+def _container(name: str, fused: nn.Module) -> nn.Module:
+    """A container of class `name` as one that launches all in one go, if all in it is folded."""
+    if name not in _CONTAINERS or _has_hooks(fused):
+        return fused
+    _, *parts = fused.modules()
+    if not any(True for _ in fused.parameters()) or not all(map(only_launches, parts)):
+        return fused
+    return _CONTAINERS[name](fused).eval()
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
 def _refuse_hooks(block: nn.Module) -> None:
     """Folding would silently drop hooks that somebody put on the block or inside it."""
     for module in block.modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        if _has_hooks(module):
             raise _NotFoldable("hooks are registered on it or inside it")
 
 

@@ -658,10 +658,12 @@ void upscale_masks(const Array<float>& base, const Array<float>& scales,
   evsam::upscale_masks(args);
 }
 
-void upsample_add(const std::vector<std::tuple<Address, std::int64_t, std::int64_t>>& maps,
-                  Address y, std::int64_t batch, std::int64_t height, std::int64_t width,
+void upsample_add(const Addresses& maps,
+                  const std::vector<std::pair<std::int64_t, std::int64_t>>& sizes, Address y,
+                  std::int64_t batch, std::int64_t height, std::int64_t width,
                   std::int64_t channels, const std::string& dtype_name, int num_threads) {
   check(!maps.empty(), "maps must hold at least one map");
+  check(sizes.size() == maps.size(), "sizes must hold one size per map");
   check_at_least("batch", batch, 0);
   check_at_least("height", height, 1);
   check_at_least("width", width, 1);
@@ -670,11 +672,12 @@ void upsample_add(const std::vector<std::tuple<Address, std::int64_t, std::int64
   evsam::UpsampleAddArgs args{};
   args.dtype = parse_storage_dtype(dtype_name);
   std::vector<evsam::UpsampleAddMap> checked;
-  for (const auto& [address, map_height, map_width] : maps) {
+  for (std::size_t i = 0; i < maps.size(); ++i) {
+    const auto [map_height, map_width] = sizes[i];
     check_at_least("the height of a map", map_height, 1);
     check_at_least("the width of a map", map_width, 1);
     const std::int64_t count = element_count({batch, map_height, map_width, channels}, args.dtype);
-    checked.push_back({pointer("maps", address, args.dtype, count), map_height, map_width});
+    checked.push_back({pointer("maps", maps[i], args.dtype, count), map_height, map_width});
   }
   args.maps = checked.data();
   args.count = static_cast<std::int64_t>(checked.size());
@@ -776,7 +779,7 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("first").noconvert(), py::arg("vectors").noconvert(), py::arg("masks").noconvert(), "height"_a, "width"_a,
              "num_threads"_a,
              "Masks from the image's keys; see csrc/include/evsam/upscale_masks.h.");
-  module.def("upsample_add", &upsample_add, py::kw_only(), "maps"_a, "y"_a, "batch"_a, "height"_a,
-             "width"_a, "channels"_a, "dtype"_a, "num_threads"_a,
-             "Sum of resized maps (address, height, width); see csrc/include/evsam/upsample_add.h.");
+  module.def("upsample_add", &upsample_add, py::kw_only(), "maps"_a, "sizes"_a, "y"_a, "batch"_a,
+             "height"_a, "width"_a, "channels"_a, "dtype"_a, "num_threads"_a,
+             "Sum of resized maps of these sizes (height, width); see csrc/include/evsam/upsample_add.h.");
 }

@@ -13,21 +13,30 @@ constexpr bool coarse = false;
 template <>
 constexpr bool coarse<BFloat16> = true;
 
-// 2^t for t up to 126, which larger ones are taken for, and down to at least -126, from where on it is at
-// most 2^-126.
+// 2^t for t from -126 to 126; what lies beyond is taken for the nearer of these.
 //
-// 2^t is 2^n p(t - n) with n = round(t) and p the polynomial of least relative error on [-1/2, 1/2]:
-// 2e-9 at degree 6, 7.5e-5 at degree 3.
+// 2^t is 2^n 2^f, where n is the multiple of 1 / power_steps nearest to t: the first from the bits of n, the
+// second a polynomial of least relative error, which is at most 2e-8, or 1.2e-4 where that is enough.
 template <class Storage>
 EVSAM_INLINE Vec two_to_the(Vec t) {
-  t = smaller(t, broadcast(126));
-  if constexpr (!scales_by_any_power) t = larger(t, broadcast(-126));
-  const Vec f = above_nearest(t);
+  constexpr int steps = power_steps;
+  t = within(t, 126);
+  const Vec rounder = broadcast(12582912.0f / steps);  // 1.5 * 2^23 / steps: the last bit of sums is 1 / steps
+  const Vec rounded = t + rounder, f = t - (rounded - rounder);
   Vec p;
-  if constexpr (coarse<Storage>) {
-    p = fma(f, broadcast(0.055171668f), broadcast(0.242611122f));
+  if constexpr (coarse<Storage> && steps == 16) {
+    p = fma(f, broadcast(0.693120076f), broadcast(1.00011728f));
+  } else if constexpr (coarse<Storage> && steps == 8) {
+    p = fma(f, broadcast(0.24019833f), broadcast(0.693309765f));
+    p = fma(p, f, broadcast(1.00000011f));
+  } else if constexpr (coarse<Storage>) {
+    p = fma(f, broadcast(0.0551716695f), broadcast(0.242611125f));
     p = fma(p, f, broadcast(0.693260986f));
-    p = fma(p, f, broadcast(0.999928074f));
+    p = fma(p, f, broadcast(0.999928073f));
+  } else if constexpr (steps > 1) {
+    p = fma(f, broadcast(0.0554962218f), broadcast(0.24025763f));
+    p = fma(p, f, broadcast(0.693147214f));
+    p = fma(p, f, broadcast(1));
   } else {
     p = fma(f, broadcast(1.53458117e-4f), broadcast(1.33999312e-3f));
     p = fma(p, f, broadcast(9.61848896e-3f));
@@ -36,7 +45,7 @@ EVSAM_INLINE Vec two_to_the(Vec t) {
     p = fma(p, f, broadcast(6.93147206e-1f));
     p = fma(p, f, broadcast(1));
   }
-  return scaled(p, t - f);
+  return p * power_of_steps((Bits)rounded);
 }
 
 // x / (1 + 2^t), which is x times the logistic function of -t ln 2.

@@ -134,29 +134,41 @@ EVSAM_INLINE Vec square_root(Vec v) {
 #endif
 }
 
-// What t is above the nearest integer, at most a half either way.
-EVSAM_INLINE Vec above_nearest(Vec t) {
+// v, or whichever of -limit and limit is nearer; one of these where v is NaN.
+EVSAM_INLINE Vec within(Vec v, float limit) {
 #if defined(__AVX512DQ__)
-  return _mm512_reduce_ps(t, 0);
+  constexpr int smaller_magnitude = 2;  // of both, with the sign of the first
+  return _mm512_range_ps(v, broadcast(limit), smaller_magnitude);
 #else
-  const Vec rounder = broadcast(12582912);  // 1.5 * 2^23: sums with it have no fraction
-  return t - (t + rounder - rounder);
+  return larger(smaller(v, broadcast(limit)), broadcast(-limit));
 #endif
 }
 
-#if defined(__AVX512F__)
-constexpr bool scales_by_any_power = true;
+// How many powers of two from 1 to 2, without the latter, a register holds.
+#if defined(__AVX2__)
+constexpr int power_steps = lanes;
 #else
-constexpr bool scales_by_any_power = false;
+constexpr int power_steps = 1;
 #endif
 
-// v times 2^n for integers n in [-126, 126], or any, v from a half to 2.
-EVSAM_INLINE Vec scaled(Vec v, Vec n) {
+// 2^(n / power_steps), where n are the low bits and n / power_steps is from -126 to 126.
+//
+// The bits of n are shifted to where a float's exponent is, and what they spill into its fraction has been
+// taken off the powers below.
+EVSAM_INLINE Vec power_of_steps(Bits n) {
 #if defined(__AVX512F__)
-  return _mm512_scalef_ps(v, n);
+  const __m512i powers = _mm512_setr_epi32(
+      0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
+      0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d);
+  const __m512i power = _mm512_permutexvar_epi32((__m512i)n, powers);
+  return (Vec)((n << 19) + (Bits)power);
+#elif defined(__AVX2__)
+  const __m256i powers = _mm256_setr_epi32(
+      0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7);
+  const __m256i power = _mm256_permutevar8x32_epi32(powers, (__m256i)n);
+  return (Vec)((n << 20) + (Bits)power);
 #else
-  // The low bits of the sum are n, from where it is added to the exponent.
-  return (Vec)((Bits)v + ((Bits)(n + 12582912) << 23));
+  return (Vec)((n << 23) + 0x3f800000);
 #endif
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import overload
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from evsam_kernels import ops
+from evsam_kernels.nn.blocks import OpSequential
 from evsam_kernels.ops.choice import Layer
+from evsam_kernels.ops.recording import replayed
 
 
 @overload
@@ -37,10 +40,12 @@ class FoldedBlock(nn.Module):
 
     Attributes:
         operation: name of the operation that computes it.
+        only_launches: whether its forward does nothing but call operations.
         backend: backend asked for; "auto" chooses at every call.
     """
 
     operation: str
+    only_launches = True
 
     def __init__(self, backend: str) -> None:
         super().__init__()
@@ -56,7 +61,12 @@ class FoldedBlock(nn.Module):
         """What "auto" chooses a backend by on a GPU; None: by the operation alone."""
         return None
 
-    def _enter(self, x: Tensor) -> Tensor:
+    def enter(self, x: Tensor) -> Tensor:
+        """A floating tensor at the dtype that the block computes at.
+
+        Raises:
+            TypeError: it is not floating.
+        """
         if not x.is_floating_point():
             raise TypeError(
                 f"{type(self).__name__} takes a floating tensor, got {x.dtype}; convert it with "
@@ -99,7 +109,7 @@ class FoldedConv(FoldedBlock):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return ops.conv_act(
-            self._enter(x),
+            self.enter(x),
             self.weight,
             self.bias,
             residual,
@@ -125,7 +135,7 @@ class FoldedConvChain(FoldedBlock):
         return f"residual={self.residual}"
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x = self._enter(x)
+        y = x = self.enter(x)
         *first, last = self.convs
         for conv in first:
             y = conv(y)
@@ -156,7 +166,7 @@ class FoldedFusedMBConv(FoldedBlock):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._enter(x)
+        x = self.enter(x)
         return ops.fused_mbconv(
             x,
             self.spatial_weight,
@@ -205,7 +215,7 @@ class FoldedMBConv(FoldedBlock):
         return Layer.of_mbconv(self.expand_weight, self.depth_weight, self.stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._enter(x)
+        x = self.enter(x)
         return ops.mbconv(
             x,
             self.expand_weight,
@@ -262,7 +272,7 @@ class FoldedLiteMLA(FoldedBlock):
         return Layer.of_attention(self.qkv_weight, list(self.depth_weights), self.head_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._enter(x)
+        x = self.enter(x)
         return ops.multi_scale_attention(
             x,
             self.qkv_weight,
@@ -296,8 +306,57 @@ class FoldedLayerNorm2d(FoldedBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm_2d(
-            self._enter(x), self.weight, self.bias, eps=self.eps, backend=self.backend
+            self.enter(x), self.weight, self.bias, eps=self.eps, backend=self.backend
         )
+
+
+class FoldedEfficientViTBlock(nn.Module):
+    """EfficientViTBlock of folded blocks: `[B, C, H, W]` -> `[B, C, H, W]`."""
+
+    only_launches = True
+
+    def __init__(self, context_module: FoldedBlock, local_module: FoldedBlock) -> None:
+        super().__init__()
+        self.context_module = context_module
+        self.local_module = local_module
+
+    def enter(self, x: Tensor) -> Tensor:
+        """See `FoldedBlock`."""
+        return self.context_module.enter(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.local_module(self.context_module(x))
+
+
+class FoldedSequence(OpSequential):
+    """OpSequential of folded blocks, at least one: `[B, C_in, H, W]` -> `[B, C_out, H', W']`."""
+
+    only_launches = True
+
+    def enter(self, x: Tensor) -> Tensor:
+        """See `FoldedBlock`."""
+        return next(iter(self.op_list)).enter(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (y,) = replayed(self, lambda x: [OpSequential.forward(self, x)], [self.enter(x)])
+        return y
+
+
+class FoldedBackbone(nn.Module):
+    """EfficientViTLargeBackbone of folded stages: `[B, 3, H, W]` -> dict of every stage's map."""
+
+    def __init__(self, stages: Sequence[FoldedSequence], width_list: Sequence[int]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.width_list = list(width_list)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = replayed(self, self._maps, [self.stages[0].enter(x)])
+        named = {f"stage{index}": map_ for index, map_ in enumerate(maps)}
+        return {"input": x, **named, "stage_final": maps[-1]}
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        return list(itertools.accumulate(self.stages, lambda x, stage: stage(x), initial=x))[1:]
 
 
 class FoldedNeck(FoldedBlock):
@@ -326,7 +385,11 @@ class FoldedNeck(FoldedBlock):
         return f"size={self.size}, backend={self.backend}"
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        maps = [op(features[key]) for key, op in zip(self.input_keys, self.input_ops, strict=True)]
+        first = zip(self.input_keys, self.input_ops, strict=True)
+        outputs = replayed(self, self._outputs, [op.enter(features[key]) for key, op in first])
+        return {**features, **dict(zip(self.output_keys, outputs, strict=True))}
+
+    def _outputs(self, *inputs: Tensor) -> list[Tensor]:
+        maps = [op(x) for op, x in zip(self.input_ops, inputs, strict=True)]
         x = self.middle(ops.upsample_add(maps, self.size, backend=self.backend))
-        outputs = zip(self.output_keys, self.output_ops, strict=True)
-        return {**features, **{key: op(x) for key, op in outputs}}
+        return [op(x) for op in self.output_ops]

@@ -38,7 +38,8 @@ class _Kept(NamedTuple):
 
 
 _kept: Any = WeakTensorKeyDictionary()
-_lock = threading.Lock()
+# What is made may be made of something that is kept itself.
+_lock = threading.RLock()
 
 
 def kept(tensors: Sequence[Tensor], key: tuple[Any, ...], make: Callable[[], Any]) -> Any:

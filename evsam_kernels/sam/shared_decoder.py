@@ -157,6 +157,7 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
     """
 
     operation = "shared_mask_decoder"
+    only_launches = False
 
     def __init__(self, decoder: MaskDecoder, *, backend: str = "auto") -> None:
         nn.Module.__init__(self)  # MaskDecoder's own would make modules.

@@ -17,6 +17,7 @@ from evsam_kernels.ops.native import (
     native,
     packed,
 )
+from evsam_kernels.ops.recording import launch
 
 DTYPES = HALF_AND_SINGLE
 
@@ -67,15 +68,14 @@ def conv_act(
     x, residual = channels_last(x), dense_residual(residual)
     size = (conv_output_size(height, stride), conv_output_size(width, stride))
     y = empty_channels_last(x, (batch, out_channels, *size))
-    native().conv_act(
+    return launch(
+        "conv_act",
+        {"x": x, "residual": residual},
+        y,
         packed=packed((weight, bias), (stride, dilation, groups), pack),
-        x=x.data_ptr(),
-        y=y.data_ptr(),
-        residual=address(residual),
         batch=batch,
         height=height,
         width=width,
         activation=activation,
         num_threads=torch.get_num_threads(),
     )
-    return y

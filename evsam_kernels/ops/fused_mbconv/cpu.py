@@ -18,6 +18,7 @@ from evsam_kernels.ops.native import (
     native,
     packed,
 )
+from evsam_kernels.ops.recording import launch
 
 DTYPES = HALF_AND_SINGLE
 
@@ -80,15 +81,14 @@ def fused_mbconv(
     x, residual = channels_last(x), dense_residual(residual)
     size = (conv_output_size(height, stride), conv_output_size(width, stride))
     y = empty_channels_last(x, (batch, out_channels, *size))
-    native().fused_mbconv(
+    return launch(
+        "fused_mbconv",
+        {"x": x, "residual": residual},
+        y,
         packed=packed(weights, (stride, large), pack),
-        x=x.data_ptr(),
-        y=y.data_ptr(),
-        residual=address(residual),
         batch=batch,
         height=height,
         width=width,
         activation=activation,
         num_threads=torch.get_num_threads(),
     )
-    return y

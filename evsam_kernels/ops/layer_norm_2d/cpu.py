@@ -7,7 +7,8 @@ from torch import Tensor
 
 from evsam_kernels.ops.checks import FLOATING_DTYPES
 from evsam_kernels.ops.layout import accumulation_dtype, channels_last, empty_channels_last
-from evsam_kernels.ops.native import address, check_inputs, dtype_name, native
+from evsam_kernels.ops.native import check_inputs, dtype_name
+from evsam_kernels.ops.recording import launch
 
 DTYPES = FLOATING_DTYPES
 
@@ -42,15 +43,15 @@ def layer_norm_2d(
         None if vector is None else vector.to(accumulation_dtype(x.dtype)).contiguous()
         for vector in (weight, bias)
     ]
-    native().layer_norm_2d(
-        x=x.data_ptr(),
-        y=y.data_ptr(),
-        weight=address(affine[0]),
-        bias=address(affine[1]),
+    return launch(
+        "layer_norm_2d",
+        {"x": x},
+        y,
+        weight=affine[0],
+        bias=affine[1],
         rows=batch * height * width,
         channels=channels,
         eps=eps,
         dtype=dtype_name(x),
         num_threads=torch.get_num_threads(),
     )
-    return y

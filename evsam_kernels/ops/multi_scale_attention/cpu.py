@@ -18,6 +18,7 @@ from evsam_kernels.ops.native import (
     native,
     packed,
 )
+from evsam_kernels.ops.recording import launch
 
 DTYPES = HALF_AND_SINGLE
 
@@ -91,15 +92,14 @@ def multi_scale_attention(
 
     x, residual = channels_last(x), dense_residual(residual)
     y = empty_channels_last(x, (batch, out_channels, height, width))
-    native().multi_scale_attention(
+    return launch(
+        "multi_scale_attention",
+        {"x": x, "residual": residual},
+        y,
         packed=packed(weights, (head_dim, scales, len(depth_biases), len(group_biases)), pack),
-        x=x.data_ptr(),
-        y=y.data_ptr(),
-        residual=address(residual),
         batch=batch,
         height=height,
         width=width,
         eps=eps,
         num_threads=torch.get_num_threads(),
     )
-    return y

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from evsam_kernels.ops.checks import HALF_AND_SINGLE
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
-from evsam_kernels.ops.native import check_inputs, dtype_name, native
+from evsam_kernels.ops.native import check_inputs, dtype_name
+from evsam_kernels.ops.recording import launch
 
 DTYPES = HALF_AND_SINGLE
 
@@ -34,9 +35,10 @@ def relu_linear_attention(
     batch, channels, height, width = qkv.shape
     qkv = channels_last(qkv)
     y = empty_channels_last(qkv, (batch, channels // 3, height, width))
-    native().relu_linear_attention(
-        qkv=qkv.data_ptr(),
-        y=y.data_ptr(),
+    return launch(
+        "relu_linear_attention",
+        {"qkv": qkv},
+        y,
         batch=batch,
         tokens=height * width,
         heads=channels // (3 * head_dim),
@@ -45,4 +47,3 @@ def relu_linear_attention(
         dtype=dtype_name(qkv),
         num_threads=torch.get_num_threads(),
     )
-    return y

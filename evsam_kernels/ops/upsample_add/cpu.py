@@ -9,7 +9,8 @@ from torch import Tensor
 
 from evsam_kernels.ops.checks import HALF_AND_SINGLE
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
-from evsam_kernels.ops.native import check_inputs, dtype_name, native
+from evsam_kernels.ops.native import check_inputs, dtype_name
+from evsam_kernels.ops.recording import Maps, launch
 
 DTYPES = HALF_AND_SINGLE
 
@@ -36,9 +37,11 @@ def upsample_add(
     dense = [channels_last(x) for x in maps]
     batch, channels = dense[0].shape[:2]
     y = empty_channels_last(dense[0], (batch, channels, height, width))
-    native().upsample_add(
-        maps=[(x.data_ptr(), x.shape[2], x.shape[3]) for x in dense],
-        y=y.data_ptr(),
+    return launch(
+        "upsample_add",
+        {"maps": Maps(dense)},
+        y,
+        sizes=[(x.shape[2], x.shape[3]) for x in dense],
         batch=batch,
         height=height,
         width=width,
@@ -46,4 +49,3 @@ def upsample_add(
         dtype=dtype_name(dense[0]),
         num_threads=torch.get_num_threads(),
     )
-    return y

@@ -1,0 +1,303 @@
+"""Launches kernels of the C++ backend, and launches again what a module has launched before.
+
+What Python checks, looks up and allocates between two kernels takes little time as such, but a
+kernel leaves none of it in the caches. A module that always launches the same needs it once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from evsam_kernels.ops.kept import kept
+from evsam_kernels.ops.layout import channels_last, empty_channels_last
+from evsam_kernels.ops.native import native
+from evsam_kernels.simt import emulation
+
+
+class Maps(list[Tensor]):
+    """Several maps that are one argument."""
+
+
+_ALIGNMENT = 64  # Bytes, of maps that are not returned.
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+_current = threading.local()
+
+
+def launch(name: str, maps: dict[str, Tensor | Maps | None], y: Tensor, **arguments: Any) -> Tensor:
+    """Run a kernel of the extension module.
+
+    Args:
+        name: of the kernel.
+        maps: what it reads, by the names of its arguments: dense NHWC tensors.
+        y: what it writes, likewise.
+        arguments: all others. A tensor is passed by its address, too, and belongs to the weights.
+
+    Returns:
+        `y`.
+    """
+    kernel = getattr(native(), name)
+    recorder: _Recorder | None = getattr(_current, "recorder", None)
+    if recorder is not None:
+        recorder.add(kernel, maps, y, arguments)
+    kernel(y=y.data_ptr(), **_by_address(maps), **_by_address(arguments))
+    return y
+
+
+def replayed(
+    owner: nn.Module, run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """`run(*inputs)`; from the second time on only the kernels that it has launched the first time.
+
+    Other shapes, dtypes, weights, settings, numbers of threads and instruction sets have a first
+    time of their own. `run` is called every time where someone could tell the difference: with
+    gradients, hooks on modules inside `owner`, `torch.compile`, modes, transforms and profiles.
+
+    Args:
+        owner: holds all weights and settings that `run` reads, in itself or modules inside, which
+            say of themselves that they are for this: `only_launches`.
+        run: takes maps `[B, C, H, W]` and returns such, made by nothing but `launch`.
+        inputs: its arguments.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or getattr(_current, "recorder", None) is not None
+        or _is_watched(inputs)
+    ):
+        return run(*inputs)
+    inside = list(_inside(owner))
+    if not all(map(only_launches, inside[1:])):
+        return run(*inputs)
+    weights = [tensor for module in inside for tensor in _tensors(module)]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *weights)):
+        return run(*inputs)
+    inputs = [channels_last(x) for x in inputs]
+    first: list[Sequence[Tensor]] = []
+
+    def record() -> _Recording | None:
+        recorder = _Recorder(inputs)
+        _current.recorder = recorder
+        try:
+            first.append(run(*inputs))
+        finally:
+            _current.recorder = None
+        return recorder.recording(first[0], weights)
+
+    recording: _Recording | None = kept(
+        weights,
+        (
+            native().isa(),
+            "recording",
+            torch.get_num_threads(),
+            *((x.shape, x.dtype) for x in inputs),
+            *(setting for module in inside for setting in _settings(module)),
+        ),
+        record,
+    )
+    if first:
+        return first[0]
+    return run(*inputs) if recording is None else recording.replay(inputs)
+
+
+def _by_address(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with the address of every tensor in its place."""
+    return {
+        key: value.data_ptr()
+        if isinstance(value, Tensor)
+        else [each.data_ptr() for each in value]
+        if isinstance(value, Maps)
+        else value
+        for key, value in arguments.items()
+    }
+
+
+def _inside(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and all inside it, in a fixed order."""
+    yield module
+    for child in module._modules.values():
+        if child is not None:
+            yield from _inside(child)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    held = (*module._parameters.values(), *module._buffers.values())
+    return [tensor for tensor in held if tensor is not None]
+
+
+def _settings(module: nn.Module) -> list[Any]:
+    return [type(module), *(value for value in vars(module).values() if type(value) in _PLAIN)]
+
+
+def only_launches(module: nn.Module) -> bool:
+    """Whether the module does nothing but launch kernels, or is a mere container."""
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        return False
+    containers = (nn.ModuleList, nn.ParameterList)
+    return getattr(module, "only_launches", False) or isinstance(module, containers)
+
+
+def _is_watched(inputs: Sequence[Tensor]) -> bool:
+    """Whether operators called with these would be seen, or other than computed on the CPU."""
+    return (
+        torch.jit.is_tracing()
+        or torch.onnx.is_in_onnx_export()
+        or torch.autograd._profiler_enabled()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or bool(nn.modules.module._global_forward_hooks)
+        or bool(nn.modules.module._global_forward_pre_hooks)
+        or emulation.current() is not None
+        or any(
+            type(x) is not Tensor or x.device.type != "cpu" or x.numel() == 0 or x.is_neg()
+            for x in inputs
+        )
+    )
+
+
+class _Step(NamedTuple):
+    """A launch, with maps by their numbers.
+
+    Attributes:
+        kernel: of the extension module.
+        maps: what it reads, by the names of its arguments.
+        y: what it writes.
+        arguments: all others.
+    """
+
+    kernel: Callable[..., None]
+    maps: list[tuple[str, int | list[int]]]
+    y: int
+    arguments: dict[str, Any]
+
+    def reads(self) -> Iterator[int]:
+        """Numbers of the maps that it reads."""
+        for _, map_ in self.maps:
+            yield from map_ if isinstance(map_, list) else [map_]
+
+
+class _Recorder:
+    """Writes down launches. The inputs are maps 0, 1, ...; every launch makes the next."""
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        # All of them stay, so that no address is used twice.
+        self.maps = list(inputs)
+        self.numbers = {x.data_ptr(): number for number, x in enumerate(inputs)}
+        self.inputs = len(inputs)
+        self.steps: list[_Step] = []
+        self.knows_all = True
+
+    def add(
+        self,
+        kernel: Callable[..., None],
+        maps: dict[str, Tensor | Maps | None],
+        y: Tensor,
+        arguments: dict[str, Any],
+    ) -> None:
+        found: list[tuple[str, int | list[int]]] = []
+        fixed = dict(arguments)
+        for key, value in maps.items():
+            if value is None:
+                fixed[key] = None
+            elif isinstance(value, Tensor):
+                found.append((key, self._number(value)))
+            else:
+                found.append((key, [self._number(each) for each in value]))
+        self.knows_all = self.knows_all and y.dtype == self.maps[0].dtype
+        self.numbers[y.data_ptr()] = len(self.maps)
+        self.steps.append(_Step(kernel, found, len(self.maps), fixed))
+        self.maps.append(y)
+
+    def _number(self, x: Tensor) -> int:
+        number = self.numbers.get(x.data_ptr(), -1)
+        self.knows_all = self.knows_all and number >= 0
+        return number
+
+    def recording(self, results: Sequence[Tensor], weights: Sequence[Tensor]) -> _Recording | None:
+        """How to make `results` again; None if not only launches have made them."""
+        numbers = [self._number(result) for result in results]
+        made = range(self.inputs, len(self.maps))
+        if not self.knows_all or not all(number in made for number in numbers):
+            return None
+        own = {tensor.data_ptr() for tensor in weights}
+        steps, copies = [], []
+        for step in self.steps:
+            arguments = dict(step.arguments)
+            for key, value in arguments.items():
+                if isinstance(value, Tensor):
+                    arguments[key] = value.data_ptr()
+                    # What is kept with weights must not hold them.
+                    if value.data_ptr() not in own:
+                        copies.append(value)
+            steps.append(step._replace(arguments=arguments))
+        places, size = self._places(numbers)
+        shapes = {number: self.maps[number].shape for number in numbers}
+        return _Recording(steps, places, size, numbers, shapes, copies)
+
+    def _places(self, results: Sequence[int]) -> tuple[dict[int, int], int]:
+        """Where in one piece of memory maps lie that are not returned, and its size in bytes."""
+        last_use = {step.y: index for index, step in enumerate(self.steps)}
+        for index, step in enumerate(self.steps):
+            last_use.update(dict.fromkeys(step.reads(), index))
+        sizes: list[int] = []  # Of buffers, each for one map after the other.
+        free: set[int] = set()
+        buffer_of: dict[int, int] = {}
+        for index, step in enumerate(self.steps):
+            if step.y not in results:
+                y = self.maps[step.y]
+                needed = -(-y.numel() * y.element_size() // _ALIGNMENT) * _ALIGNMENT
+                if not free:
+                    free.add(len(sizes))
+                    sizes.append(0)
+                buffer = min(free, key=lambda each: abs(sizes[each] - needed))
+                free.remove(buffer)
+                sizes[buffer] = max(sizes[buffer], needed)
+                buffer_of[step.y] = buffer
+            free.update(buffer for map_, buffer in buffer_of.items() if last_use[map_] == index)
+        begins = list(itertools.accumulate(sizes, initial=0))
+        return {map_: begins[buffer] for map_, buffer in buffer_of.items()}, begins[-1]
+
+
+class _Recording(NamedTuple):
+    """Launches that can be repeated with other inputs of the same shapes.
+
+    Attributes:
+        steps: the launches.
+        places: of maps that are not returned, in bytes from the beginning of `size` bytes.
+        size: of the memory for these.
+        results: the maps that are returned.
+        shapes: of these.
+        copies: of weights, that launches read.
+    """
+
+    steps: list[_Step]
+    places: dict[int, int]
+    size: int
+    results: list[int]
+    shapes: dict[int, torch.Size]
+    copies: list[Tensor]
+
+    def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the inputs give; they are dense NHWC."""
+        memory = inputs[0].new_empty(self.size, dtype=torch.uint8)
+        begin = memory.data_ptr()
+        results = {
+            number: empty_channels_last(inputs[0], shape) for number, shape in self.shapes.items()
+        }
+        addresses = {number: begin + place for number, place in self.places.items()}
+        addresses.update((number, x.data_ptr()) for number, x in enumerate(inputs))
+        addresses.update((number, result.data_ptr()) for number, result in results.items())
+        for kernel, maps, y, arguments in self.steps:
+            read = {
+                key: [addresses[each] for each in map_] if type(map_) is list else addresses[map_]
+                for key, map_ in maps
+            }
+            kernel(**read, y=addresses[y], **arguments)
+        return [results[number] for number in self.results]
