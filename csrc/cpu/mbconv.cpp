@@ -58,6 +58,7 @@ struct Plan {
   std::int64_t height, width;          // of the input
   std::int64_t out_height, out_width;  // of the output
   std::int64_t kernel, stride, padding;
+  int num_threads;
   std::int64_t lines;  // of the output that are filtered at once
   std::int64_t group;  // hidden channels between two projections
   bool in_forms;  // of the image and of the weights, whether the expansion is a product of such
@@ -71,8 +72,9 @@ struct Plan {
         kernel(args.shape.kernel),
         stride(args.shape.stride),
         padding(args.shape.kernel / 2),
-        in_forms(mixes_pairs(width) && has_forms<E>(width, round_up(args.shape.mid_channels),
-                                                    input_blocks(args.shape))),
+        num_threads(args.num_threads),
+        in_forms(mixes_pairs(width) && args.shape.in_channels % block == 0 &&
+                 has_forms<E>(width, round_up(args.shape.mid_channels), input_blocks(args.shape))),
         projection(out_height * out_width, round_up(args.shape.out_channels), args.num_threads) {
     constexpr std::int64_t l2 = 192 << 10, l3 = 8 << 20, size = sizeof(E);
     const std::int64_t line = padded_width() * chunk * size;
@@ -85,6 +87,7 @@ struct Plan {
 
   std::int64_t padded_width() const { return width + 2 * padding; }
   std::int64_t padded_lines() const { return (lines - 1) * stride + kernel; }
+  std::int64_t in_pixels() const { return height * width; }
   std::int64_t pixels() const { return out_height * out_width; }
   // Whether pixels that share a form are neighbours that the depthwise convolution mixes.
   bool mixes_pairs(std::int64_t line) const { return line % 2 == 0 && kernel > stride; }
@@ -93,18 +96,18 @@ struct Plan {
 // What all threads share, and what each has for itself.
 template <class E>
 struct SharedRoom {
-  Operand<E> input;      // the image
-  LeftForms forms;       // of the image
+  Operand<E> input;      // the image, or
+  LeftForms forms;       // those of the image
   std::int64_t* places;  // of its pixels in a padded image
   Operand<E> filtered;   // one group of hidden channels
   float* sums;           // [pixels][sums_stride], where there are several groups
   std::int64_t sums_stride;
 
   SharedRoom(Pieces& pieces, const Plan<E>& plan, const MBConvShape& shape)
-      : input{pieces.take<E>(plan.height * plan.width * round_up(shape.in_channels)),
-              plan.height * plan.width},
-        forms(pieces, plan.in_forms ? plan.height * plan.width : 0, input_blocks(shape)),
-        places(pieces.take<std::int64_t>(plan.height * plan.width)),
+      : input{pieces.take<E>(plan.in_forms ? 0 : plan.in_pixels() * round_up(shape.in_channels)),
+              plan.in_pixels()},
+        forms(pieces, plan.in_forms ? plan.in_pixels() : 0, input_blocks(shape)),
+        places(pieces.take<std::int64_t>(plan.in_pixels())),
         filtered{pieces.take<E>(plan.pixels() * plan.group), plan.pixels()},
         sums(nullptr),
         sums_stride(Sums::stride(round_up(shape.out_channels))) {
@@ -130,16 +133,17 @@ struct OwnRoom {
   }
 };
 
-// `count` pixels from `row` on times columns [first, end) of the expansion's weights, in forms.
+// `count` pixels from `row` on times columns [first, end) of the expansion's weights, in forms. The columns
+// that this thread is to multiply next are likely so many `after` these.
 inline void multiply_in_forms(const Matrix<float>& weights, std::int64_t first, std::int64_t end,
-                              std::int64_t row, std::int64_t count, const SharedRoom<float>& shared,
-                              const OwnRoom<float>& room) {
-  const std::int64_t chunk = Plan<float>::chunk, columns = round_up(weights.columns);
-  for (std::int64_t column = first, i = 0; column < end; column += 2 * panel, ++i)
+                              std::int64_t after, std::int64_t row, std::int64_t count,
+                              const SharedRoom<float>& shared, const OwnRoom<float>& room) {
+  for (std::int64_t column = first, i = 0; column < end; column += 2 * panel, ++i) {
+    const std::int64_t later = column + after < round_up(weights.columns) ? column + after : column;
     multiply(shared.forms, row / 2, count / 2, RightForms(room.forms[i], weights.blocks()),
              room.sums.elements + column - first, Sums::stride(end - first), false,
-             weights.panel_at(column + chunk < columns ? column + chunk : column),
-             weights.panel_size());
+             {weights.panel_at(later), weights.panel_size(), weights.blocks()});
+  }
 }
 
 // Expands hidden channels [first, end) of lines [begin, stop) of the padded image. `expanded` holds lines
@@ -163,7 +167,8 @@ void expand(const Plan<E>& plan, const Matrix<E>& weights, std::int64_t first, s
     const std::int64_t count = least(plan.rows, last - row);
     if constexpr (same<E, float>) {
       if (plan.in_forms) {
-        multiply_in_forms(weights, first, end, row, count, shared, room);
+        multiply_in_forms(weights, first, end, plan.num_threads * plan.chunk, row, count, shared,
+                          room);
         with_activation<Storage>(activation, [&](const auto& activate) {
           pass_on(room.sums.elements, Sums::stride(end - first), count, first, end - first, weights,
                   activate, sink);
@@ -270,7 +275,7 @@ void run(const MBConvArgs& args) {
   const SharedRoom<E> shared(pieces, plan, shape);
 
   const std::int64_t hidden = round_up(shape.mid_channels);
-  const std::int64_t in_pixels = plan.height * plan.width, out_pixels = plan.pixels();
+  const std::int64_t in_pixels = plan.in_pixels(), out_pixels = plan.pixels();
   const std::int64_t operations = args.batch * in_pixels * shape.in_channels * shape.mid_channels;
 
   parallel(args.num_threads, operations, [&](int member) {
@@ -285,13 +290,12 @@ void run(const MBConvArgs& args) {
         for (std::int64_t x = 0; x < plan.width; ++x) {
           const std::int64_t row = y * plan.width + x;
           shared.places[row] = (y + plan.padding) * plan.padded_width() + x + plan.padding;
-          copy_row(in + row * shape.in_channels, shape.in_channels, shared.input, row);
+          if (!plan.in_forms)
+            copy_row(in + row * shape.in_channels, shape.in_channels, shared.input, row);
         }
-        if constexpr (same<E, float>) {
-          if (plan.in_forms)
-            shared.forms.write(shared.input.elements, shared.input.stride(), y * plan.width / 2,
-                               (y + 1) * plan.width / 2);
-        }
+        if (plan.in_forms)
+          shared.forms.write(in, shape.in_channels, block, y * plan.width / 2,
+                             (y + 1) * plan.width / 2);
       });
       for (std::int64_t group = 0; group < hidden; group += plan.group) {
         const std::int64_t group_end = least(group + plan.group, hidden);

@@ -19,6 +19,8 @@ namespace evsam::EVSAM_ISA {
 namespace {
 
 constexpr int forms = 7;
+// Elements between two forms: a cache line, so that those of one element are not in the same place of L1.
+constexpr std::int64_t apart = cache_line<float>;
 
 // Whether products of such sizes and elements are made of whole parts, and enough of them.
 template <class E>
@@ -34,31 +36,34 @@ struct LeftForms {
   LeftForms(float* elements, std::int64_t rows, std::int64_t blocks)
       : elements(elements), pairs(rows / 2), blocks(blocks / 2) {}
   LeftForms(Pieces& pieces, std::int64_t rows, std::int64_t blocks)
-      : LeftForms(pieces.take<float>(forms * rows * blocks * block / 4), rows, blocks) {}
+      : LeftForms(pieces.take<float>(forms * (rows * blocks * block / 4 + apart)), rows, blocks) {}
 
   std::int64_t stride() const { return pairs * block; }
+  std::int64_t size() const { return blocks * stride() + apart; }
   const float* at(int form, std::int64_t pair) const {
-    return elements + form * blocks * stride() + pair * block;
+    return elements + form * size() + pair * block;
   }
 
-  // Those of pairs of rows [first, end) of a matrix as in matrix.h.
-  void write(const float* a, std::int64_t a_stride, std::int64_t first, std::int64_t end) const {
-    const std::int64_t size = blocks * stride();
+  // Those of pairs of rows [first, end) of a matrix whose rows are row_stride elements apart, and its blocks
+  // block_stride.
+  template <class Storage>
+  void write(const Storage* a, std::int64_t row_stride, std::int64_t block_stride, std::int64_t first,
+             std::int64_t end) const {
     for (std::int64_t k = 0; k < blocks; ++k)
       for (std::int64_t pair = first; pair < end; ++pair) {
-        const float* from = a + 2 * k * a_stride + 2 * pair * block;
+        const Storage* from = a + 2 * k * block_stride + 2 * pair * row_stride;
         float* to = elements + k * stride() + pair * block;
 #pragma GCC unroll 8
         for (int i = 0; i < block; i += lanes, from += lanes, to += lanes) {
-          const Vec a11 = load(from), a12 = load(from + a_stride);
-          const Vec a21 = load(from + block), a22 = load(from + a_stride + block);
+          const Vec a11 = load(from), a12 = load(from + block_stride);
+          const Vec a21 = load(from + row_stride), a22 = load(from + row_stride + block_stride);
           store(to, a11 + a22);
-          store(to + size, a21 + a22);
-          store(to + 2 * size, a11);
-          store(to + 3 * size, a22);
-          store(to + 4 * size, a11 + a12);
-          store(to + 5 * size, a21 - a11);
-          store(to + 6 * size, a12 - a22);
+          store(to + size(), a21 + a22);
+          store(to + 2 * size(), a11);
+          store(to + 3 * size(), a22);
+          store(to + 4 * size(), a11 + a12);
+          store(to + 5 * size(), a21 - a11);
+          store(to + 6 * size(), a12 - a22);
         }
       }
   }
@@ -71,9 +76,9 @@ struct RightForms {
 
   RightForms(float* elements, std::int64_t blocks) : elements(elements), blocks(blocks / 2) {}
   RightForms(Pieces& pieces, std::int64_t blocks)
-      : RightForms(pieces.take<float>(forms * blocks / 2 * block * panel), blocks) {}
+      : RightForms(pieces.take<float>(forms * (blocks / 2 * block * panel + apart)), blocks) {}
 
-  std::int64_t size() const { return blocks * block * panel; }
+  std::int64_t size() const { return blocks * block * panel + apart; }
   const float* at(int form) const { return elements + form * size(); }
 
   // Those of the panel at b and the next one, b_stride elements further.
@@ -128,18 +133,35 @@ struct FinishParts {
   }
 };
 
+// What tiles fetch while they compute: the two panels at b, b_stride apart, of so many blocks; then `rows` rows
+// of as many blocks of a left matrix, a_stride apart, unless a is null.
+struct Ahead {
+  const float* b;
+  std::int64_t b_stride, blocks;
+  const float* a = nullptr;
+  std::int64_t a_stride = 0, rows = 0;
+
+  // From where the tile of a turn is to fetch so many elements; null where all are fetched.
+  const float* operator()(std::int64_t turn, std::int64_t elements) const {
+    const std::int64_t of_panel = quotient_up(blocks * block * panel, elements);
+    if (turn < 2 * of_panel) return b + turn / of_panel * b_stride + turn % of_panel * elements;
+    const std::int64_t of_block = quotient_up(rows * block, elements);
+    turn -= 2 * of_panel;
+    if (turn >= blocks * of_block || a == nullptr) return nullptr;
+    return a + turn / of_block * a_stride + turn % of_block * elements;
+  }
+};
+
 // c[2 * pairs][2 * panel] is the product of pairs of rows from `first` on with two panels, added to what c
-// holds where `accumulate` is set. The two panels at `next`, next_stride elements apart, are fetched.
+// holds where `accumulate` is set.
 inline void multiply(const LeftForms& left, std::int64_t first, std::int64_t pairs,
                      const RightForms& right, float* c, std::int64_t c_stride, bool accumulate,
-                     const float* next, std::int64_t next_stride) {
+                     const Ahead& ahead) {
   // Parts that the products of forms are added to, 11, 12, 21 and 22 being counted from 0; -1 for none.
   constexpr int part[forms] = {0, 2, 1, 0, 1, 3, 0}, other_part[forms] = {3, 3, 3, 2, 0, -1, -1};
   constexpr float other_sign[forms] = {1, -1, 1, 1, -1, 0, 0};
   const std::int64_t at[4] = {0, panel, c_stride, c_stride + panel};
-  // Tiles that it takes to fetch a panel, and how much each of them does.
-  constexpr std::int64_t fetching = 2 * panel / cache_line<float>;
-  const std::int64_t fetched = right.blocks * block * cache_line<float>;
+  const std::int64_t fetched = right.blocks * block * cache_line<float>;  // by a tile
   const std::int64_t tiles = quotient_up(pairs, max_rows);
   std::int64_t turn = 0;
   for (int form = 0; form < forms; ++form)
@@ -150,12 +172,10 @@ inline void multiply(const LeftForms& left, std::int64_t first, std::int64_t pai
       FinishParts finish{{to + at[part[form]], 1, accumulate || form > 2}, {}, 2 * c_stride};
       if (other_part[form] >= 0)
         finish.other = {to + at[other_part[form]], other_sign[form], accumulate || form > 0};
-      // Tiles after these have nothing to fetch but what they read.
-      const float* ahead = turn < 2 * fetching
-                               ? next + turn / fetching * next_stride + turn % fetching * fetched
-                               : right.at(form);
+      const float* from = ahead(turn, fetched);
+      // Tiles that have nothing to fetch fetch what they read.
       tile_of<Tall>(end - begin, left.at(form, first + begin), left.stride(), left.blocks,
-                    right.at(form), ahead, finish);
+                    right.at(form), from != nullptr ? from : right.at(form), finish);
     }
 }
 
@@ -185,14 +205,17 @@ void multiply(const FormsRoom& room, std::int64_t rows, std::int64_t columns, st
         const std::int64_t count = least(room.blocks_at_once, blocks - first);
         const LeftForms left(room.left, rows, count);
         const RightForms right(room.right, count);
-        left.write(a + first * a_stride, a_stride, 0, left.pairs);
+        left.write(a + first * a_stride, block, a_stride, 0, left.pairs);
         const float* from = b + first * block * panel;
         for (std::int64_t column = 0; column < columns; column += 2 * panel, from += 2 * b_stride) {
-          const float* next = column + 2 * panel < columns ? from + 2 * b_stride
-                              : first + count < blocks     ? b + (first + count) * block * panel
-                                                           : b;
+          const std::int64_t end = first + count;
+          Ahead ahead{from + 2 * b_stride, b_stride, count};
+          if (column + 2 * panel >= columns) {
+            ahead.b = b;
+            if (end < blocks) ahead = {b + end * block * panel, b_stride, count, a + end * a_stride, a_stride, rows};
+          }
           right.write(from, b_stride);
-          multiply(left, 0, left.pairs, right, c + column, c_stride, accumulate, next, b_stride);
+          multiply(left, 0, left.pairs, right, c + column, c_stride, accumulate, ahead);
         }
       }
       return;
