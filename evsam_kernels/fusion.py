@@ -476,26 +476,30 @@ def _attributes(module: nn.Module, *names: str) -> list[Any]:
     return [getattr(module, name) for name in names]
 
 
-_CONTAINERS: dict[str, Callable[..., nn.Module]] = {
-    "EfficientViTBlock": lambda block: FoldedEfficientViTBlock(
-        block.context_module, block.local_module
-    ),
-    "OpSequential": lambda sequence: FoldedSequence(list(sequence.op_list)),
-    "EfficientViTLargeBackbone": lambda backbone: FoldedBackbone(
-        list(backbone.stages), backbone.width_list
-    ),
+_CONTAINERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
+    "EfficientViTBlock": (FoldedEfficientViTBlock, ("context_module", "local_module")),
+    "OpSequential": (FoldedSequence, ("op_list",)),
+    "EfficientViTLargeBackbone": (FoldedBackbone, ("stages", "width_list")),
 }
-"""What launches all that such modules hold in one go, by the name of their class."""
+"""What launches all that a container holds in one go, and which of the container's attributes it
+takes, by the name of the container's class."""
 
 
 def _container(name: str, fused: nn.Module) -> nn.Module:
     """A container of class `name` as one that launches all in one go, if all in it is folded."""
     if name not in _CONTAINERS or _has_hooks(fused):
         return fused
+    kind, attributes = _CONTAINERS[name]
+    children = [child for child, _ in fused.named_children()]
     _, *parts = fused.modules()
-    if not any(True for _ in fused.parameters()) or not all(map(only_launches, parts)):
+    if not (
+        set(children) <= set(attributes)
+        and all(hasattr(fused, attribute) for attribute in attributes)
+        and all(map(only_launches, parts))
+        and any(True for _ in fused.parameters())
+    ):
         return fused
-    return _CONTAINERS[name](fused).eval()
+    return kind(*(getattr(fused, attribute) for attribute in attributes)).eval()
 
 
 def _has_hooks(module: nn.Module) -> bool:

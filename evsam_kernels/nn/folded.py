@@ -33,36 +33,24 @@ def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
         return nn.Parameter(own, requires_grad=False)
 
 
-class FoldedBlock(nn.Module):
-    """A block after folding: takes any floating input, computes at its own dtype and returns that.
+class Folded(nn.Module):
+    """Takes any floating input, computes at its own dtype and returns that.
 
     Its weights are parameters that do not require gradients; gradients of the input flow through.
 
     Attributes:
-        operation: name of the operation that computes it.
         only_launches: whether its forward does nothing but call operations.
-        backend: backend asked for; "auto" chooses at every call.
     """
 
-    operation: str
     only_launches = True
-
-    def __init__(self, backend: str) -> None:
-        super().__init__()
-        self.backend = backend
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype it computes at."""
         return next(self.parameters()).dtype
 
-    @property
-    def layer(self) -> Layer | None:
-        """What "auto" chooses a backend by on a GPU; None: by the operation alone."""
-        return None
-
     def enter(self, x: Tensor) -> Tensor:
-        """A floating tensor at the dtype that the block computes at.
+        """The input at that dtype.
 
         Raises:
             TypeError: it is not floating.
@@ -73,6 +61,26 @@ class FoldedBlock(nn.Module):
                 f".to(torch.{str(self.dtype).removeprefix('torch.')})"
             )
         return x.to(self.dtype)
+
+
+class FoldedBlock(Folded):
+    """A block after folding.
+
+    Attributes:
+        operation: name of the operation that computes it.
+        backend: backend asked for; "auto" chooses at every call.
+    """
+
+    operation: str
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+
+    @property
+    def layer(self) -> Layer | None:
+        """What "auto" chooses a backend by on a GPU; None: by the operation alone."""
+        return None
 
 
 class FoldedConv(FoldedBlock):
@@ -310,39 +318,27 @@ class FoldedLayerNorm2d(FoldedBlock):
         )
 
 
-class FoldedEfficientViTBlock(nn.Module):
+class FoldedEfficientViTBlock(Folded):
     """EfficientViTBlock of folded blocks: `[B, C, H, W]` -> `[B, C, H, W]`."""
-
-    only_launches = True
 
     def __init__(self, context_module: FoldedBlock, local_module: FoldedBlock) -> None:
         super().__init__()
         self.context_module = context_module
         self.local_module = local_module
 
-    def enter(self, x: Tensor) -> Tensor:
-        """See `FoldedBlock`."""
-        return self.context_module.enter(x)
-
     def forward(self, x: Tensor) -> Tensor:
         return self.local_module(self.context_module(x))
 
 
-class FoldedSequence(OpSequential):
+class FoldedSequence(OpSequential, Folded):
     """OpSequential of folded blocks, at least one: `[B, C_in, H, W]` -> `[B, C_out, H', W']`."""
-
-    only_launches = True
-
-    def enter(self, x: Tensor) -> Tensor:
-        """See `FoldedBlock`."""
-        return next(iter(self.op_list)).enter(x)
 
     def forward(self, x: Tensor) -> Tensor:
         (y,) = replayed(self, lambda x: [OpSequential.forward(self, x)], [self.enter(x)])
         return y
 
 
-class FoldedBackbone(nn.Module):
+class FoldedBackbone(Folded):
     """EfficientViTLargeBackbone of folded stages: `[B, 3, H, W]` -> dict of every stage's map."""
 
     def __init__(self, stages: Sequence[FoldedSequence], width_list: Sequence[int]) -> None:
@@ -351,7 +347,7 @@ class FoldedBackbone(nn.Module):
         self.width_list = list(width_list)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        maps = replayed(self, self._maps, [self.stages[0].enter(x)])
+        maps = replayed(self, self._maps, [self.enter(x)])
         named = {f"stage{index}": map_ for index, map_ in enumerate(maps)}
         return {"input": x, **named, "stage_final": maps[-1]}
 
@@ -385,8 +381,8 @@ class FoldedNeck(FoldedBlock):
         return f"size={self.size}, backend={self.backend}"
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        first = zip(self.input_keys, self.input_ops, strict=True)
-        outputs = replayed(self, self._outputs, [op.enter(features[key]) for key, op in first])
+        inputs = [self.enter(features[key]) for key in self.input_keys]
+        outputs = replayed(self, self._outputs, inputs)
         return {**features, **dict(zip(self.output_keys, outputs, strict=True))}
 
     def _outputs(self, *inputs: Tensor) -> list[Tensor]:

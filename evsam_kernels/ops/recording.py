@@ -296,7 +296,9 @@ class _Recording(NamedTuple):
         addresses.update((number, result.data_ptr()) for number, result in results.items())
         for kernel, maps, y, arguments in self.steps:
             read = {
-                key: [addresses[each] for each in map_] if type(map_) is list else addresses[map_]
+                key: [addresses[each] for each in map_]
+                if isinstance(map_, list)
+                else addresses[map_]
                 for key, map_ in maps
             }
             kernel(**read, y=addresses[y], **arguments)

@@ -302,6 +302,55 @@ def test_containers_and_shared_blocks(randomised, inplace):
         assert torch.equal(model(X.double()), expected)
 
 
+@pytest.fixture
+def stage(randomised) -> foreign.OpSequential:
+    """A container of which all can be folded."""
+    block = foreign.ResidualBlock(
+        foreign.FusedMBConv(8, 8, 3, 1, 16, (False,) * 2, ("bn2d",) * 2, ("gelu", None)),
+        foreign.IdentityLayer(),
+    )
+    return randomised(foreign.OpSequential([foreign.ConvLayer(8, 8, 3), block]))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_container_of_folded_blocks_is_folded(stage, inplace):
+    expected, keys = stage(X), list(ek.fuse(stage.op_list).state_dict())
+    fused = ek.fuse(nn.Sequential(stage).eval(), inplace=inplace)
+    assert type(fused[0]) is folded.FoldedSequence
+    assert list(fused.state_dict()) == [f"0.op_list.{key}" for key in keys]
+    for _ in range(2):
+        assert relative_error(fused(X), expected) < 1e-6
+    assert len(ek.fuse(fused).fusion_report.swapped) == 0
+    assert type(ek.fuse(fused)[0]) is folded.FoldedSequence
+
+
+def with_something_else(stage):
+    stage.op_list.append(foreign.Unknown(8))
+
+
+def with_a_hook(stage):
+    stage.register_forward_hook(lambda *_: None)
+
+
+def with_another_attribute(stage):
+    stage.another = nn.Conv2d(8, 8, 1)
+
+
+def without_blocks(stage):
+    del stage.op_list[:]
+
+
+@pytest.mark.parametrize(
+    "change", [with_something_else, with_a_hook, with_another_attribute, without_blocks]
+)
+def test_any_other_container_stays(stage, change):
+    change(stage)
+    fused = ek.fuse(stage.eval())
+    assert type(fused) is foreign.OpSequential
+    for _ in range(2):
+        torch.testing.assert_close(fused(X), stage(X))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_shares_no_memory_with_the_original(randomised, dtype):
     convs = foreign.ConvLayer(8, 8, bias=True, norm=None), foreign.LiteMLA(8, 8, 2, 4, bias=True)
