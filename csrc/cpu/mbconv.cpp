@@ -6,8 +6,8 @@
 // channels are there to fill L3, all threads project them, adding to sums of the output. In float32 both
 // products are done as strassen.h says: what a pixel loses to rounding errors of its neighbour is no more
 // than those that the convolution between the two mixes.
-// Main memory: x, residual and y once, weights once an image; the filtered channels and the sums go to
-// L3 and back.
+// Main memory: x, residual and y once, weights once an image; the filtered channels once and back (past L3
+// where send() goes there); the sums go to L3 and back.
 
 #include "evsam/mbconv.h"
 
@@ -195,7 +195,7 @@ void filter(const Plan<E>& plan, const DepthwiseWeights& weights, std::int64_t f
         E* to = filtered.at(out * plan.out_width, c - group_first);
         filter_row<kernel>(
             from, line, plan.chunk, plan.stride, plan.out_width, weights, c,
-            [&](std::int64_t x, Vec value) { put(to + x * block, activate(value)); });
+            [&](std::int64_t x, Vec value) { send(to + x * block, activate(value)); });
       }
     }
   });
@@ -232,6 +232,7 @@ void expand_and_filter(const Plan<E>& plan, const Weights<Storage>& weights, std
       filter<0, Storage>(plan, weights.depth, first, end, y, stop, room, activation,
                          shared.filtered);
   }
+  sent();
 }
 
 // Adds hidden channels [first, end) to a task's part of the output, and writes it once all are there.
