@@ -34,9 +34,11 @@ EVSAM_INLINE Vec two_to_the(Vec t) {
     p = fma(p, f, broadcast(0.693260986f));
     p = fma(p, f, broadcast(0.999928073f));
   } else if constexpr (steps > 1) {
+    // The fraction is small beside the step: added to it, it rounds once.
     p = fma(f, broadcast(0.0554962218f), broadcast(0.24025763f));
-    p = fma(p, f, broadcast(0.693147214f));
-    p = fma(p, f, broadcast(1));
+    p = fma(p, f, broadcast(0.693147214f)) * f;
+    const Vec step = power_of_steps((Bits)rounded);
+    return fma(step, p, step);
   } else {
     p = fma(f, broadcast(1.53458117e-4f), broadcast(1.33999312e-3f));
     p = fma(p, f, broadcast(9.61848896e-3f));

@@ -156,7 +156,11 @@ def _is_watched(inputs: Sequence[Tensor]) -> bool:
         or bool(nn.modules.module._global_forward_pre_hooks)
         or emulation.current() is not None
         or any(
-            type(x) is not Tensor or x.device.type != "cpu" or x.numel() == 0 or x.is_neg()
+            type(x) is not Tensor
+            or x.device.type != "cpu"
+            or x.dim() != 4
+            or x.numel() == 0
+            or x.is_neg()
             for x in inputs
         )
     )

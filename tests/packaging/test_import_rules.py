@@ -86,7 +86,8 @@ def _problem(module: str, imported: str) -> str | None:
     ):
         return "backend files import those of their own backend alone, and CUDA's Triton's"
     if imported == f"{PACKAGE}.ops.native":
-        return None if module.endswith(".cpu") else "ops.native serves the C++ launchers"
+        allowed = module.endswith(".cpu") or module == f"{PACKAGE}.ops.recording"
+        return None if allowed else "ops.native serves the C++ launchers"
     if imported == NATIVE:
         allowed = room_of(module) in ("backends", "cli") or module == f"{PACKAGE}.ops.native"
         return None if allowed else "only backends, ops.native and cli import the extension"
