@@ -29,8 +29,8 @@ struct Map {
 // sink: sink(row) returns a function that is called with a column and a vector of values from that column
 // on. It holds all it needs by value, so that compilers keep it in registers.
 
-// Adds the residual and writes to the output map.
-template <class Storage>
+// Adds the residual and writes to the output map, or to one that stays in the caches as it is read at once.
+template <class Storage, bool stays = false>
 struct Output {
   Storage* y;
   const Storage* residual;  // null for none
@@ -40,10 +40,14 @@ struct Output {
     Storage* y;
     const Storage* residual;
     std::int64_t count;
+    bool whole;  // aligned vectors
 
     EVSAM_INLINE void operator()(std::int64_t column, Vec value) const {
       if (column >= count) return;
       if (residual != nullptr) value += load(residual + column, count - column);
+      if constexpr (same<Storage, float> && !stays) {
+        if (whole) return send(y + column, value);
+      }
       store(y + column, value, count - column);
     }
   };
@@ -51,7 +55,8 @@ struct Output {
   // `count` channels of a pixel from `first` on.
   EVSAM_INLINE Line line(std::int64_t pixel, std::int64_t first, std::int64_t count) const {
     const std::int64_t at = pixel * channels + first;
-    return {y + at, residual == nullptr ? nullptr : residual + at, count};
+    const bool whole = reinterpret_cast<std::uintptr_t>(y + at) % sizeof(Vec) == 0 && count % lanes == 0;
+    return {y + at, residual == nullptr ? nullptr : residual + at, count, whole};
   }
   EVSAM_INLINE Line line(std::int64_t pixel) const { return line(pixel, 0, channels); }
 };

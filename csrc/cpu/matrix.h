@@ -88,20 +88,13 @@ EVSAM_INLINE void put(BFloat16* to, Vec v) {
 }
 #endif
 
-// put() for what every thread is to read, `to` being aligned to a vector. Past the caches where a vector is a
-// cache line: a core that writes a line which others hold waits until they have let go of it, and those of
-// different L3s are far from one another. What was sent has arrived after sent().
+// put() for what all threads are to read, as send() of floats.
 template <class E>
-EVSAM_INLINE void send(E* to, Vec v) {
-#if defined(__AVX512F__)
-  if constexpr (same<E, float>) return _mm512_stream_ps(to, v);
-#endif
-  put(to, v);
-}
-inline void sent() {
-#if defined(__AVX512F__)
-  _mm_sfence();
-#endif
+EVSAM_INLINE void send_element(E* to, Vec v) {
+  if constexpr (same<E, float>)
+    send(to, v);
+  else
+    put(to, v);
 }
 
 // Sums of float32 that are stored seldom or have little room for errors are split.

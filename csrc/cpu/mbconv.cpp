@@ -195,7 +195,7 @@ void filter(const Plan<E>& plan, const DepthwiseWeights& weights, std::int64_t f
         E* to = filtered.at(out * plan.out_width, c - group_first);
         filter_row<kernel>(
             from, line, plan.chunk, plan.stride, plan.out_width, weights, c,
-            [&](std::int64_t x, Vec value) { send(to + x * block, activate(value)); });
+            [&](std::int64_t x, Vec value) { send_element(to + x * block, activate(value)); });
       }
     }
   });
@@ -232,7 +232,6 @@ void expand_and_filter(const Plan<E>& plan, const Weights<Storage>& weights, std
       filter<0, Storage>(plan, weights.depth, first, end, y, stop, room, activation,
                          shared.filtered);
   }
-  sent();
 }
 
 // Adds hidden channels [first, end) to a task's part of the output, and writes it once all are there.

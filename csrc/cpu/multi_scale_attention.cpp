@@ -197,7 +197,7 @@ void run(const MultiScaleAttentionArgs& args) {
   Pieces shared_pieces(memory);
   const SharedRoom<E> shared(shared_pieces, args);
 
-  const Output<float> qkv{shared.qkv, nullptr, width};
+  const Output<float, true> qkv{shared.qkv, nullptr, width};
 
   const std::int64_t operations = args.batch * pixels * shape.in_channels * width;
   parallel(args.num_threads, operations, [&](int member) {

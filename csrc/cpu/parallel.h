@@ -7,6 +7,8 @@
 #include <omp.h>
 #endif
 
+#include "simd.h"
+
 namespace evsam::EVSAM_ISA {
 namespace {
 
@@ -34,13 +36,17 @@ void parallel(int num_threads, std::int64_t operations, const Body& body) {
 }
 
 // In a team: calls body(i) once for every i in [0, count), on whichever member is free, and waits for
-// all of them.
+// all of them and for what they have sent.
 template <class Body>
 void for_each(std::int64_t count, const Body& body) {
 #if defined(_OPENMP)
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
 #endif
   for (std::int64_t i = 0; i < count; ++i) body(i);
+  sent();
+#if defined(_OPENMP)
+#pragma omp barrier
+#endif
 }
 
 // Splits [0, count) into runs of `at_once` for for_each. The last runs are shorter, one for every
