@@ -18,6 +18,7 @@ from evsam_kernels.nn.folded import (
     FoldedConvChain,
     FoldedEfficientViTBlock,
     FoldedFusedMBConv,
+    FoldedImageEncoder,
     FoldedLayerNorm2d,
     FoldedLiteMLA,
     FoldedMBConv,
@@ -480,6 +481,7 @@ _CONTAINERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "EfficientViTBlock": (FoldedEfficientViTBlock, ("context_module", "local_module")),
     "OpSequential": (FoldedSequence, ("op_list",)),
     "EfficientViTLargeBackbone": (FoldedBackbone, ("stages", "width_list")),
+    "EfficientViTSamImageEncoder": (FoldedImageEncoder, ("backbone", "neck", "norm")),
 }
 """What launches all that a container holds in one go, and which of the container's attributes it
 takes, by the name of the container's class."""

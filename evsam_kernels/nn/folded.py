@@ -389,3 +389,20 @@ class FoldedNeck(FoldedBlock):
         maps = [op(x) for op, x in zip(self.input_ops, inputs, strict=True)]
         x = self.middle(ops.upsample_add(maps, self.size, backend=self.backend))
         return [op(x) for op in self.output_ops]
+
+
+class FoldedImageEncoder(Folded):
+    """EfficientViTSamImageEncoder of folded parts: `[B, 3, S, S]` -> `[B, 256, 64, 64]`."""
+
+    def __init__(self, backbone: FoldedBackbone, neck: FoldedNeck, norm: FoldedLayerNorm2d) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        (y,) = replayed(self, self._outputs, [self.enter(x)])
+        return y
+
+    def _outputs(self, x: Tensor) -> list[Tensor]:
+        return [self.norm(self.neck(self.backbone(x))["sam_encoder"])]
