@@ -25,6 +25,7 @@ class Maps(list[Tensor]):
 
 
 _ALIGNMENT = 64  # Bytes, of maps that are not returned.
+_ATTRIBUTES_OF_ALL = len(vars(nn.Module()))
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
 _current = threading.local()
@@ -131,7 +132,9 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _settings(module: nn.Module) -> list[Any]:
-    return [type(module), *(value for value in vars(module).values() if type(value) in _PLAIN)]
+    # What every module has comes first.
+    own = itertools.islice(vars(module).values(), _ATTRIBUTES_OF_ALL, None)
+    return [type(module), *[value for value in own if type(value) in _PLAIN]]
 
 
 def only_launches(module: nn.Module) -> bool:
@@ -139,7 +142,7 @@ def only_launches(module: nn.Module) -> bool:
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         return False
     containers = (nn.ModuleList, nn.ParameterList)
-    return getattr(module, "only_launches", False) or isinstance(module, containers)
+    return isinstance(module, containers) or getattr(module, "only_launches", False)
 
 
 def _is_watched(inputs: Sequence[Tensor]) -> bool:
