@@ -38,7 +38,8 @@ def launch(name: str, maps: dict[str, Tensor | Maps | None], y: Tensor, **argume
         name: of the kernel.
         maps: what it reads, by the names of its arguments: dense NHWC tensors.
         y: what it writes, likewise.
-        arguments: all others. A tensor is passed by its address, too, and belongs to the weights.
+        arguments: all others. A tensor is passed by its address, too; it is no weight itself, whose
+            address may change, but a copy.
 
     Returns:
         `y`.
@@ -88,7 +89,7 @@ def replayed(
             first.append(run(*inputs))
         finally:
             _current.recorder = None
-        return recorder.recording(first[0], weights)
+        return recorder.recording(first[0])
 
     recording: _Recording | None = kept(
         weights,
@@ -227,22 +228,19 @@ class _Recorder:
         self.knows_all = self.knows_all and number >= 0
         return number
 
-    def recording(self, results: Sequence[Tensor], weights: Sequence[Tensor]) -> _Recording | None:
+    def recording(self, results: Sequence[Tensor]) -> _Recording | None:
         """How to make `results` again; None if not only launches have made them."""
         numbers = [self._number(result) for result in results]
         made = range(self.inputs, len(self.maps))
         if not self.knows_all or not all(number in made for number in numbers):
             return None
-        own = {tensor.data_ptr() for tensor in weights}
         steps, copies = [], []
         for step in self.steps:
             arguments = dict(step.arguments)
             for key, value in arguments.items():
                 if isinstance(value, Tensor):
                     arguments[key] = value.data_ptr()
-                    # What is kept with weights must not hold them.
-                    if value.data_ptr() not in own:
-                        copies.append(value)
+                    copies.append(value)
             steps.append(step._replace(arguments=arguments))
         places, size = self._places(numbers)
         shapes = {number: self.maps[number].shape for number in numbers}

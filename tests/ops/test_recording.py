@@ -199,6 +199,16 @@ def add_what_writes_in_place(sequence):
     sequence.op_list.insert(3, nn.ReLU(inplace=True))
 
 
+def test_weights_may_move(sequence):
+    before = sequence(X)
+    sequence.share_memory()
+    for parameter in sequence.parameters():
+        assert parameter.is_shared()
+    room = [torch.full_like(parameter, torch.nan) for parameter in sequence.parameters()]
+    assert torch.equal(sequence(X), before)
+    del room
+
+
 CHANGES = [
     double_in_place,
     replace_a_weight,
