@@ -212,7 +212,8 @@ void multiply(const FormsRoom& room, std::int64_t rows, std::int64_t columns, st
           Ahead ahead{from + 2 * b_stride, b_stride, count};
           if (column + 2 * panel >= columns) {
             ahead.b = b;
-            if (end < blocks) ahead = {b + end * block * panel, b_stride, count, a + end * a_stride, a_stride, rows};
+            if (end < blocks)
+              ahead = {b + end * block * panel, b_stride, count, a + end * a_stride, a_stride, rows};
           }
           right.write(from, b_stride);
           multiply(left, 0, left.pairs, right, c + column, c_stride, accumulate, ahead);
