@@ -70,7 +70,7 @@ def packed(
     """What `pack(*weights)` returns for contiguous weights, made once for an instruction set.
 
     Args:
-        weights: the tensors it is made from, at least one.
+        weights: the tensors it is made from; the first is there.
         settings: whatever else it depends on.
         pack: makes it.
     """

@@ -38,8 +38,7 @@ def launch(name: str, maps: dict[str, Tensor | Maps | None], y: Tensor, **argume
         name: of the kernel.
         maps: what it reads, by the names of its arguments: dense NHWC tensors.
         y: what it writes, likewise.
-        arguments: all others. A tensor is passed by its address, too; it is no weight itself, whose
-            address may change, but a copy.
+        arguments: all others. A tensor is passed by its address, too, and belongs to the weights.
 
     Returns:
         `y`.
@@ -239,8 +238,9 @@ class _Recorder:
             arguments = dict(step.arguments)
             for key, value in arguments.items():
                 if isinstance(value, Tensor):
-                    arguments[key] = value.data_ptr()
-                    copies.append(value)
+                    # Weights may move, and what is kept with them must not hold them.
+                    copies.append(value.detach().clone())
+                    arguments[key] = copies[-1].data_ptr()
             steps.append(step._replace(arguments=arguments))
         places, size = self._places(numbers)
         shapes = {number: self.maps[number].shape for number in numbers}

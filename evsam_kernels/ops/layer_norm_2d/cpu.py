@@ -7,7 +7,7 @@ from torch import Tensor
 
 from evsam_kernels.ops.checks import FLOATING_DTYPES
 from evsam_kernels.ops.layout import accumulation_dtype, channels_last, empty_channels_last
-from evsam_kernels.ops.native import check_inputs, dtype_name, packed
+from evsam_kernels.ops.native import check_inputs, dtype_name
 from evsam_kernels.ops.recording import launch
 
 DTYPES = FLOATING_DTYPES
@@ -38,18 +38,11 @@ def layer_norm_2d(
     batch, channels, height, width = x.shape
     x = channels_last(x)
     y = empty_channels_last(x, x.shape)
-    wide = accumulation_dtype(x.dtype)
-
-    def pack(*vectors: Tensor | None) -> list[Tensor | None]:
-        return [
-            None if vector is None else vector.detach().to(wide, copy=True) for vector in vectors
-        ]
-
-    affine = (
-        packed((weight, bias), (wide,), pack)
-        if weight is not None or bias is not None
-        else [None, None]
-    )
+    # The converted vectors must stay alive until the kernel has read them.
+    affine = [
+        None if vector is None else vector.to(accumulation_dtype(x.dtype)).contiguous()
+        for vector in (weight, bias)
+    ]
     return launch(
         "layer_norm_2d",
         {"x": x},
