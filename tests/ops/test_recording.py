@@ -72,7 +72,7 @@ def in_turn(sequence: folded.FoldedSequence, x: Tensor) -> Tensor:
 class Counting:
     """Counts how often blocks are called."""
 
-    def __init__(self, sequence: folded.FoldedSequence, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
         plain = ops.conv_act
 
@@ -90,8 +90,8 @@ class Counting:
 
 
 @pytest.fixture
-def calls(sequence, monkeypatch) -> Counting:
-    return Counting(sequence, monkeypatch)
+def calls(monkeypatch) -> Counting:
+    return Counting(monkeypatch)
 
 
 EVERY = 3
