@@ -1,6 +1,8 @@
 // Activations on vectors. Included by kernels: everything is private to the including file.
 #pragma once
 
+#include <cmath>
+
 #include "evsam/activation.h"
 #include "simd.h"
 
@@ -58,32 +60,6 @@ EVSAM_INLINE Vec over_one_plus_power(Vec x, Vec t) {
 }
 
 template <class Storage>
-EVSAM_INLINE Vec gelu(Vec x) {
-  // 0.5 x (1 + tanh(z)) = x / (1 + exp(-2 z)) with z = sqrt(2 / pi) (x + 0.044715 x^3)
-  constexpr float c = -2.302208198f;  // -2 sqrt(2 / pi) log2(e)
-  const Vec t = x * fma(x * x, broadcast(c * 0.044715f), broadcast(c));
-  return over_one_plus_power<Storage>(x, t);
-}
-
-// x times the normal distribution's probability of less than x, without the approximation above.
-//
-// The probability is 1/2 + x p(x^2) / q(x^2), fitted on [-5.2, 5.2] for the least absolute error: 1e-8.
-EVSAM_INLINE Vec exact_gelu(Vec x) {
-  const Vec z = larger(smaller(x, broadcast(5.2f)), broadcast(-5.2f)), u = z * z;
-  Vec p = fma(u, broadcast(1.26794201e-10f), broadcast(-2.28775044e-8f));
-  p = fma(p, u, broadcast(2.95410811e-6f));
-  p = fma(p, u, broadcast(1.37943598e-4f));
-  p = fma(p, u, broadcast(4.29840725e-3f));
-  p = fma(p, u, broadcast(3.26512854e-2f));
-  p = fma(p, u, broadcast(3.98942216e-1f));
-  Vec q = fma(u, broadcast(5.21109204e-5f), broadcast(1.63970629e-3f));
-  q = fma(q, u, broadcast(2.71950926e-2f));
-  q = fma(q, u, broadcast(2.48510182e-1f));
-  q = fma(q, u, broadcast(1));
-  return x * fma(z * p, reciprocal(q), broadcast(0.5f));
-}
-
-template <class Storage>
 EVSAM_INLINE Vec silu(Vec x) {
   return over_one_plus_power<Storage>(x, x * -1.44269504f);
 }
@@ -97,10 +73,128 @@ struct Identity {
   EVSAM_INLINE Vec operator()(Vec x) const { return x; }
 };
 
+// GELU is x times the probability of a normal variable being less than x. Gelu is with the approximation of
+// that by a hyperbolic tangent, ExactGelu without.
+#if defined(__AVX512DQ__)
+
+// relu(x) - f(|x|), where f(0) = 0 and f vanishes from 5.625 on: f in pieces of equal width, a polynomial on
+// each, whose coefficients come from tables of one register each.
+template <int degree>
+class BelowRelu {
+ public:
+  // f takes and returns a double.
+  template <class F>
+  explicit BelowRelu(const F& f) {
+    for (int piece = 0; piece < lanes; ++piece) fit(f, piece);
+  }
+
+  EVSAM_INLINE Vec operator()(Vec x) const {
+    const Vec u = magnitude_within(x, (lanes - 1) * width);
+    const Vec rounder = broadcast(12582912);  // 1.5 * 2^23: the last bit of sums is 1
+    const Vec piece = fma(u, broadcast(1 / width), rounder);
+    const Vec t = fnma(piece - rounder, broadcast(width), u);
+    Vec p = pick(coefficients_[degree], (Bits)piece);
+#pragma GCC unroll 8
+    for (int i = degree - 1; i >= 0; --i) p = fma(p, t, pick(coefficients_[i], (Bits)piece));
+    return positive_or_infinite(x) - p;
+  }
+
+ private:
+  static constexpr float width = 0.375f;
+
+  // A piece reaches half a width to either side of its middle, from which t counts, but the first does not
+  // begin before its middle and the last ends there. Interpolating at the zeros of a Chebyshev polynomial
+  // is close to the least error. The two at the ends go through 0 there: x is then exact to the last bits
+  // however small, and a large one is passed as it is.
+  template <class F>
+  void fit(const F& f, int piece) {
+    constexpr double pi = 3.14159265358979323846;
+    const bool ends = piece == 0 || piece == lanes - 1;
+    const double middle = piece * static_cast<double>(width);
+    const double from = piece == 0 ? 0 : -width / 2, to = piece == lanes - 1 ? 0 : width / 2;
+    const int nodes = ends ? degree : degree + 1;
+    double t[degree + 1], difference[degree + 1], power[degree + 1] = {};
+    for (int i = 0; i < nodes; ++i) {
+      t[i] = (from + to) / 2 + (to - from) / 2 * std::cos(pi * (2 * i + 1) / (2 * nodes));
+      difference[i] = ends ? (f(middle + t[i]) - f(middle)) / t[i] : f(middle + t[i]);
+    }
+    for (int order = 1; order < nodes; ++order)  // Newton's divided differences
+      for (int i = nodes - 1; i >= order; --i)
+        difference[i] = (difference[i] - difference[i - 1]) / (t[i] - t[i - order]);
+    for (int i = nodes - 1; i >= 0; --i) {
+      for (int k = nodes - 1; k > 0; --k) power[k] = power[k - 1] - t[i] * power[k];
+      power[0] = difference[i] - t[i] * power[0];
+    }
+    for (int k = 0; k <= degree; ++k)
+      coefficients_[k][piece] = static_cast<float>(!ends ? power[k] : k > 0 ? power[k - 1] : 0);
+  }
+
+  alignas(Vec) float coefficients_[degree + 1][lanes];
+};
+
+// To 4e-9 of what it takes off, or 9e-6 where that is enough.
+template <class Storage>
+class Gelu {
+ public:
+  EVSAM_INLINE Vec operator()(Vec x) const { return below_(x); }
+
+ private:
+  using Table = BelowRelu<coarse<Storage> ? 3 : 5>;
+
+  static const Table& table() {
+    static const Table table([](double u) {
+      return u / (1 + std::exp(std::sqrt(8 / 3.14159265358979323846) * (u + 0.044715 * u * u * u)));
+    });
+    return table;
+  }
+
+  const Table& below_ = table();
+};
+
+class ExactGelu {
+ public:
+  EVSAM_INLINE Vec operator()(Vec x) const { return below_(x); }
+
+ private:
+  static const BelowRelu<5>& table() {
+    static const BelowRelu<5> table([](double u) { return u / 2 * std::erfc(u * std::sqrt(0.5)); });
+    return table;
+  }
+
+  const BelowRelu<5>& below_ = table();
+};
+
+#else
+
 template <class Storage>
 struct Gelu {
-  EVSAM_INLINE Vec operator()(Vec x) const { return gelu<Storage>(x); }
+  EVSAM_INLINE Vec operator()(Vec x) const {
+    // 0.5 x (1 + tanh(z)) = x / (1 + exp(-2 z)) with z = sqrt(2 / pi) (x + 0.044715 x^3)
+    constexpr float c = -2.302208198f;  // -2 sqrt(2 / pi) log2(e)
+    const Vec t = x * fma(x * x, broadcast(c * 0.044715f), broadcast(c));
+    return over_one_plus_power<Storage>(x, t);
+  }
 };
+
+// The probability is 1/2 + x p(x^2) / q(x^2), fitted on [-5.2, 5.2] for the least absolute error: 1e-8.
+struct ExactGelu {
+  EVSAM_INLINE Vec operator()(Vec x) const {
+    const Vec z = larger(smaller(x, broadcast(5.2f)), broadcast(-5.2f)), u = z * z;
+    Vec p = fma(u, broadcast(1.26794201e-10f), broadcast(-2.28775044e-8f));
+    p = fma(p, u, broadcast(2.95410811e-6f));
+    p = fma(p, u, broadcast(1.37943598e-4f));
+    p = fma(p, u, broadcast(4.29840725e-3f));
+    p = fma(p, u, broadcast(3.26512854e-2f));
+    p = fma(p, u, broadcast(3.98942216e-1f));
+    Vec q = fma(u, broadcast(5.21109204e-5f), broadcast(1.63970629e-3f));
+    q = fma(q, u, broadcast(2.71950926e-2f));
+    q = fma(q, u, broadcast(2.48510182e-1f));
+    q = fma(q, u, broadcast(1));
+    return x * fma(z * p, reciprocal(q), broadcast(0.5f));
+  }
+};
+
+#endif
 
 template <class Storage>
 struct AnyActivation {
@@ -113,7 +207,7 @@ struct AnyActivation {
       case Activation::relu6: return relu6(x);
       case Activation::hswish: return x * relu6(x + 3) / 6;
       case Activation::silu: return silu<Storage>(x);
-      case Activation::gelu: return gelu<Storage>(x);
+      case Activation::gelu: return Gelu<Storage>{}(x);
     }
     return x;
   }

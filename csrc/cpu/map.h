@@ -261,7 +261,7 @@ void multiply_straight_into(const Operand<E>& a, std::int64_t rows, const Matrix
       for (std::int64_t t = 0; t < tiles; ++t) {
         const std::int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
         tile_of<Shape>(end - begin, a.elements + begin * block, a.stride(), weights.blocks(),
-                       weights.panel_at(column), weights.panel_at(column),
+                       weights.panel_at(column), Fetch<E>{weights.panel_at(column)},
                        Into{weights.bias, weights.scale, begin, column, activate, sink});
       }
   });

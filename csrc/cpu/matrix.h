@@ -125,12 +125,15 @@ E element(double value) {
   return result;
 }
 
+// Rows of the right matrix that one instruction takes.
+template <class E>
+constexpr std::int64_t in_step = sizeof(E) == 2 ? 2 : 1;
+
 // Where the element in row k and column n of a matrix with so many rows is packed.
 template <class E>
 std::int64_t packed_index(std::int64_t rows, std::int64_t k, std::int64_t n) {
-  constexpr std::int64_t together = sizeof(E) == 2 ? 2 : 1;
-  const std::int64_t in_panel = k / together * panel + n % panel;
-  return n / panel * panel * round_up(rows) + in_panel * together + k % together;
+  const std::int64_t in_panel = k / in_step<E> * panel + n % panel;
+  return n / panel * panel * round_up(rows) + in_panel * in_step<E> + k % in_step<E>;
 }
 
 // Writes the packed form of the matrix whose element in row k and column n is at(k, n), a double.
@@ -178,13 +181,25 @@ struct Finish {
 template <class E>
 constexpr std::int64_t cache_line = 64 / sizeof(E);
 
-// One tile: sums over k of a[i][k] b[k][:] for finish(sums), with a cache line from `ahead` on fetched for
-// each k. As many blocks at a time as finish says.
+// What a tile fetches while it computes: for every cache line of a panel's column that it multiplies with, the
+// one at `from`, which moves on by `step` elements.
+template <class E>
+struct Fetch {
+  const E* from;
+  std::int64_t step = cache_line<E>;
+
+  EVSAM_INLINE void operator()() {
+    __builtin_prefetch(from);
+    from += step;
+  }
+};
+
+// One tile: sums over k of a[i][k] b[k][:] for finish(sums). As many blocks at a time as finish says.
 //
 // Out of line: inlined, compilers keep constants of what follows in registers and spill the sums.
 template <class Shape, int rows, class Finish>
 __attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::int64_t blocks,
-                                    const float* b, const float* ahead, Finish finish) {
+                                    const float* b, Fetch<float> fetch, Finish finish) {
   for (; blocks > 0; blocks -= Finish::blocks) {
     Vec sums[Shape::sums][rows][2];
 #pragma GCC unroll 2
@@ -196,8 +211,8 @@ __attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::
 #pragma GCC unroll 2
       for (int k = 0; k < block; k += Shape::sums)
 #pragma GCC unroll 2
-        for (int s = 0; s < Shape::sums; ++s, b += panel, ahead += cache_line<float>) {
-          __builtin_prefetch(ahead);
+        for (int s = 0; s < Shape::sums; ++s, b += panel) {
+          fetch();
           const Vec b0 = load(b), b1 = load(b + lanes);
 #pragma GCC unroll 16
           for (int row = 0; row < rows; ++row) {
@@ -219,14 +234,14 @@ __attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::
 #if defined(__AVX512BF16__)
 template <class Shape, int rows, class Finish>
 __attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, std::int64_t blocks,
-                                    const BFloat16* b, const BFloat16* ahead, Finish finish) {
+                                    const BFloat16* b, Fetch<BFloat16> fetch, Finish finish) {
   Vec sums[rows][2];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = zero();
   for (; blocks > 0; --blocks, a += a_stride) {
 #pragma GCC unroll 4
-    for (int k = 0; k < block; k += 2, b += 2 * panel, ahead += cache_line<BFloat16>) {
-      __builtin_prefetch(ahead);
+    for (int k = 0; k < block; k += 2, b += 2 * panel) {
+      fetch();
       const auto b0 = (__m512bh)_mm512_loadu_si512(b);
       const auto b1 = (__m512bh)_mm512_loadu_si512(b + 2 * lanes);
 #pragma GCC unroll 16
@@ -245,9 +260,9 @@ __attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, st
 
 template <class Shape, int rows = Shape::rows, class E, class Finish>
 void tile_of(std::int64_t count, const E* a, std::int64_t a_stride, std::int64_t blocks, const E* b,
-             const E* ahead, const Finish& finish) {
-  if (count == rows) return tile<Shape, rows>(a, a_stride, blocks, b, ahead, finish);
-  if constexpr (rows > 1) tile_of<Shape, rows - 1>(count, a, a_stride, blocks, b, ahead, finish);
+             const Fetch<E>& fetch, const Finish& finish) {
+  if (count == rows) return tile<Shape, rows>(a, a_stride, blocks, b, fetch, finish);
+  if constexpr (rows > 1) tile_of<Shape, rows - 1>(count, a, a_stride, blocks, b, fetch, finish);
 }
 
 // c[rows][columns] = a[rows][32 * blocks] b[32 * blocks][columns], a in blocks a_stride elements apart,
@@ -260,9 +275,9 @@ void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, cons
               std::int64_t c_stride, bool accumulate = false, const E* next = nullptr) {
   // So many that this much of a panel stays in L1 while the tiles pass over it.
   constexpr std::int64_t blocks_at_once = 16;
-  // Tiles that it takes to fetch a panel.
-  constexpr std::int64_t fetching = most(panel / cache_line<float>, 1);
   const std::int64_t tiles = quotient_up(rows, Shape::rows);
+  // All tiles together fetch a panel.
+  const std::int64_t step = least(quotient_up(panel * in_step<E>, tiles), cache_line<E>);
   for (std::int64_t first = 0; first < blocks; first += blocks_at_once) {
     const std::int64_t count = least(blocks_at_once, blocks - first), last = columns - panel;
     const E* from = b + first * block * panel;
@@ -273,9 +288,8 @@ void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, cons
                                                 : b;
       for (std::int64_t t = 0; t < tiles; ++t) {
         const std::int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-        // Tiles after these have nothing to fetch but what they read.
-        const E* ahead = t < fetching ? after + t * count * block * panel / fetching : from;
-        tile_of<Shape>(end - begin, a + first * a_stride + begin * block, a_stride, count, from, ahead,
+        const Fetch<E> fetch{after + t * step * (count * block / in_step<E>), step};
+        tile_of<Shape>(end - begin, a + first * a_stride + begin * block, a_stride, count, from, fetch,
                        Finish{c + begin * c_stride + column, c_stride, accumulate || first > 0});
       }
     }

@@ -161,6 +161,27 @@ EVSAM_INLINE Vec within(Vec v, float limit) {
 #endif
 }
 
+#if defined(__AVX512DQ__)
+// |v| or `limit`, whichever is smaller; `limit` where v is NaN.
+EVSAM_INLINE Vec magnitude_within(Vec v, float limit) {
+  constexpr int smaller_magnitude = 2, positive = 8;
+  return _mm512_range_ps(v, broadcast(limit), smaller_magnitude | positive);
+}
+
+// 0 for negative numbers, but v for minus infinity as for everything else.
+EVSAM_INLINE Vec positive_or_infinite(Vec v) {
+  // Hexadecimal digits, the last first, tell what to make of a quiet NaN, a signalling one, 0, 1, minus
+  // infinity, infinity, negative and positive numbers: 1 is to keep it, 2 to make it quiet, 8 is 0.
+  const __m512i table = _mm512_set1_epi32(0x18111121);
+  return _mm512_fixupimm_ps(zero(), v, table, 0);
+}
+
+// Those elements of a table, aligned to a Vec, whose numbers are the low bits of n.
+EVSAM_INLINE Vec pick(const float (&table)[lanes], Bits n) {
+  return _mm512_permutexvar_ps((__m512i)n, _mm512_load_ps(table));
+}
+#endif
+
 // How many powers of two from 1 to 2, without the latter, a register holds.
 #if defined(__AVX2__)
 constexpr int power_steps = lanes;

@@ -175,7 +175,7 @@ inline void multiply(const LeftForms& left, std::int64_t first, std::int64_t pai
       const float* from = ahead(turn, fetched);
       // Tiles that have nothing to fetch fetch what they read.
       tile_of<Tall>(end - begin, left.at(form, first + begin), left.stride(), left.blocks,
-                    right.at(form), from != nullptr ? from : right.at(form), finish);
+                    right.at(form), Fetch<float>{from != nullptr ? from : right.at(form)}, finish);
     }
 }
 

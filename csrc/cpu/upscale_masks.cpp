@@ -41,11 +41,13 @@ struct Room {
 
 // Out of line, so that constants stay in registers.
 __attribute__((noinline)) void activate(float* x, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; i += lanes) store(x + i, exact_gelu(load(x + i)));
+  const ExactGelu gelu;
+  for (std::int64_t i = 0; i < count; i += lanes) store(x + i, gelu(load(x + i)));
 }
 
 // x / sqrt(mean of x^2 + eps) weight + bias over the channels of `x`, and GELU.
 __attribute__((noinline)) void normalise(const UpscaleMasksArgs& args, float* x) {
+  const ExactGelu gelu;
   over_positions([&](std::int64_t n) {
     Vec square = zero();
     for (std::int64_t c = 0; c < args.mid_channels; ++c) {
@@ -57,7 +59,7 @@ __attribute__((noinline)) void normalise(const UpscaleMasksArgs& args, float* x)
     for (std::int64_t c = 0; c < args.mid_channels; ++c) {
       float* at = x + c * positions + n;
       const Vec weight = by * args.norm_weight[c];
-      store(at, exact_gelu(fma(load(at), weight, broadcast(args.norm_bias[c]))));
+      store(at, gelu(fma(load(at), weight, broadcast(args.norm_bias[c]))));
     }
   });
 }
