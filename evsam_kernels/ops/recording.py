@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from evsam_kernels.ops.kept import kept
 from evsam_kernels.ops.layout import channels_last, empty_channels_last
@@ -190,13 +191,29 @@ class _Step(NamedTuple):
             yield from map_ if isinstance(map_, list) else [map_]
 
 
+class _Map(NamedTuple):
+    """A map, which may be gone.
+
+    Attributes:
+        shape: of it.
+        nbytes: the memory it takes.
+        storage: a weak reference, which keeps the number of one that is gone from reuse.
+    """
+
+    shape: torch.Size
+    nbytes: int
+    storage: StorageWeakRef
+
+
 class _Recorder:
     """Writes down launches. The inputs are maps 0, 1, ...; every launch makes the next."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
-        # All of them stay, so that no address is used twice.
-        self.maps = list(inputs)
-        self.numbers = {x.data_ptr(): number for number, x in enumerate(inputs)}
+        self.dtype = inputs[0].dtype
+        self.maps: list[_Map] = []
+        self.numbers: dict[tuple[int, int], int] = {}
+        for x in inputs:
+            self._add_map(x)
         self.inputs = len(inputs)
         self.steps: list[_Step] = []
         self.knows_all = True
@@ -217,13 +234,17 @@ class _Recorder:
                 found.append((key, self._number(value)))
             else:
                 found.append((key, [self._number(each) for each in value]))
-        self.knows_all = self.knows_all and y.dtype == self.maps[0].dtype
-        self.numbers[y.data_ptr()] = len(self.maps)
+        self.knows_all = self.knows_all and y.dtype == self.dtype
         self.steps.append(_Step(kernel, found, len(self.maps), fixed))
-        self.maps.append(y)
+        self._add_map(y)
+
+    def _add_map(self, x: Tensor) -> None:
+        storage = StorageWeakRef(x.untyped_storage())
+        self.numbers[storage.cdata, x.data_ptr()] = len(self.maps)
+        self.maps.append(_Map(x.shape, x.numel() * x.element_size(), storage))
 
     def _number(self, x: Tensor) -> int:
-        number = self.numbers.get(x.data_ptr(), -1)
+        number = self.numbers.get((x.untyped_storage()._cdata, x.data_ptr()), -1)
         self.knows_all = self.knows_all and number >= 0
         return number
 
@@ -256,8 +277,7 @@ class _Recorder:
         buffer_of: dict[int, int] = {}
         for index, step in enumerate(self.steps):
             if step.y not in results:
-                y = self.maps[step.y]
-                needed = -(-y.numel() * y.element_size() // _ALIGNMENT) * _ALIGNMENT
+                needed = -(-self.maps[step.y].nbytes // _ALIGNMENT) * _ALIGNMENT
                 if not free:
                     free.add(len(sizes))
                     sizes.append(0)

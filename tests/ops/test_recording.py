@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import evsam_kernels as ek
@@ -424,6 +425,25 @@ def test_memory_goes_with_the_weights(first):
     del sequence
     gc.collect()
     assert not any(weight() is not None for weight in weights)
+
+
+def test_the_first_time_keeps_no_map_longer_than_needed(monkeypatch):
+    sequence = folded.FoldedSequence([conv(3, 32), *(conv(32, 32) for _ in range(5))]).eval()
+    made, alive = [], []
+    plain = ops.conv_act
+
+    def counted(*arguments, **settings):
+        alive.append(sum(not storage.expired() for storage in made))
+        y = plain(*arguments, **settings)
+        made.append(StorageWeakRef(y.untyped_storage()))
+        return y
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "conv_act", counted)
+        first = sequence(X)
+    assert alive == [0, 1, 1, 1, 1, 1]
+    assert torch.equal(sequence(X), first)
+    assert len(made) == len(alive)
 
 
 def test_an_encoder_launches_the_same_kernels(monkeypatch):
