@@ -1,9 +1,10 @@
 // The LiteMLA block (EfficientViT, arXiv 2205.14756, figure 2) on one image after another.
 //
-// Layout: NHWC. Three steps with a barrier between: qkv, float32; then one head of one scale for each
-// thread, for which q, k and v are aggregated (depthwise, then 1x1 within the head), attended and written
-// as the left operand of the projection; then the projection.
-// On chip: a head's q, k and v in L2, its state in L1; qkv and the attention's output go to L3 and back.
+// Layout: NHWC. A head at a time for each thread: its q, k and v, float32; then for every scale these are
+// aggregated (depthwise, then 1x1 within the head), attended and written as the left operand of the
+// projection. Where that leaves threads idle, q, k and v of all heads come first, then one head of one scale
+// for each thread. The projection follows when all heads are there.
+// On chip: a head's q, k and v in L2, its state in L1; the attention's output goes to L3 and back.
 // Main memory: x, residual and y once, weights once an image.
 
 #include "evsam/multi_scale_attention.h"
@@ -89,16 +90,35 @@ std::int64_t pack(const MultiScaleAttentionWeights& from, void* packed) {
   return pieces.bytes();
 }
 
+// Whether a thread takes whole heads: where enough of them are there for all threads, and the columns of one
+// are whole panels.
+bool takes_heads(const MultiScaleAttentionArgs& args) {
+  const std::int64_t heads = args.shape.heads;
+  return (heads % args.num_threads == 0 || heads >= 8 * args.num_threads) &&
+         3 * args.shape.head_dim % panel == 0;
+}
+
+// q, k and v, of one head or of all.
+struct Qkv {
+  float* elements;  // [pixels][width], and a vector more
+  std::int64_t width;
+
+  Qkv(Pieces& pieces, std::int64_t pixels, std::int64_t width)
+      : elements(pieces.take<float>(width > 0 ? pixels * width + lanes : 0)), width(width) {}
+
+  Output<float, true> output() const { return {elements, nullptr, width}; }
+};
+
 template <class E>
 struct SharedRoom {
   Operand<E> input;  // the image
-  float* qkv;        // [pixels][qkv_width], and a vector more
+  Qkv qkv;           // unless threads take heads
   Operand<E> attended;
 
   SharedRoom(Pieces& pieces, const MultiScaleAttentionArgs& args)
       : input{pieces.take<E>(args.height * args.width * round_up(args.shape.in_channels)),
               args.height * args.width},
-        qkv(pieces.take<float>(args.height * args.width * qkv_width(args.shape) + lanes)),
+        qkv(pieces, args.height * args.width, takes_heads(args) ? 0 : qkv_width(args.shape)),
         attended{pieces.take<E>(args.height * args.width *
                                 round_up((1 + args.shape.scales) * args.shape.heads *
                                          args.shape.head_dim)),
@@ -110,12 +130,14 @@ struct OwnRoom {
   static constexpr std::int64_t aggregated_rows = 3 * max_rows;  // of a product
 
   Sums sums;
+  Qkv qkv;  // of a head, if threads take these
   Head head;
   float* padded;            // [height + 2 padding][width + 2 padding][head_dim rounded up]
   Operand<float> filtered;  // [pixels][head_dim]
 
   OwnRoom(Pieces& pieces, const MultiScaleAttentionArgs& args, std::int64_t rows)
       : sums(pieces, most(rows, aggregated_rows)),
+        qkv(pieces, args.height * args.width, takes_heads(args) ? 3 * args.shape.head_dim : 0),
         head(pieces, args.height * args.width, args.shape.head_dim),
         padded(pieces.take<float>(largest_padded(args) * round_up(args.shape.head_dim))),
         filtered{pieces.take<float>(args.height * args.width * round_up(args.shape.head_dim)),
@@ -131,9 +153,10 @@ struct OwnRoom {
   }
 };
 
-// One of q, k and v of a head: the depthwise convolution and the 1x1 convolution of `channels` of qkv.
+// One of q, k and v of a head: the depthwise convolution and the 1x1 convolution of the channels at `qkv`, whose
+// pixels are `qkv_width` apart.
 template <class Storage, class E>
-void aggregate(const MultiScaleAttentionArgs& args, const float* qkv,
+void aggregate(const MultiScaleAttentionArgs& args, const float* qkv, std::int64_t qkv_width,
                const GroupWeights<Storage>& weights, const OwnRoom<E>& room, float* to) {
   const std::int64_t dim = args.shape.head_dim, columns = round_up(dim);
   const std::int64_t padding = weights.depth.kernel / 2, width = args.width + 2 * padding;
@@ -141,7 +164,7 @@ void aggregate(const MultiScaleAttentionArgs& args, const float* qkv,
   for (std::int64_t y = 0; y < height; ++y)
     for (std::int64_t x = 0; x < width; ++x) {
       const bool inside = y >= padding && y < height - padding && x >= padding && x < width - padding;
-      const float* from = qkv + ((y - padding) * args.width + x - padding) * qkv_width(args.shape);
+      const float* from = qkv + ((y - padding) * args.width + x - padding) * qkv_width;
       for (std::int64_t c = 0; c < columns; c += lanes)
         store(room.padded + (y * width + x) * columns + c,
               inside && c < dim ? load(from + c, dim - c) : zero());
@@ -173,21 +196,74 @@ void aggregate(const MultiScaleAttentionArgs& args, const float* qkv,
   }
 }
 
+// q, k and v of a task's pixels and columns, the first of which is column `first` of the result.
+template <class Storage, class E>
+void project_qkv(const Operand<E>& input, const Matrix<E>& weights,
+                 const typename ProductTasks<E>::Task& task, std::int64_t first, const OwnRoom<E>& room,
+                 const Qkv& qkv) {
+  const Output<float, true> output = qkv.output();
+  multiply_into<Storage>(input.from(task.row), task.row_end - task.row, weights, task.column,
+                         task.column_end, room.sums, Activation::none, [&](std::int64_t i) {
+                           const auto line = output.line(task.row + i);
+                           return [line, first](std::int64_t column, Vec value) {
+                             line(column - first, value);
+                           };
+                         });
+}
+
+// One head of one scale, the first being qkv itself: aggregated, attended, and written to columns of `attended`.
+// The head's q, k and v begin at column `begin` of qkv.
+template <class Storage, class E>
+void attend_head(const MultiScaleAttentionArgs& args, const Weights<Storage>& weights, const Qkv& qkv,
+                 std::int64_t begin, std::int64_t scale, std::int64_t index, const OwnRoom<E>& room,
+                 const Operand<E>& attended) {
+  const MultiScaleAttentionShape& shape = args.shape;
+  const std::int64_t dim = shape.head_dim, pixels = args.height * args.width;
+  const std::int64_t columns = (1 + shape.scales) * shape.heads * dim;
+  const Head& head = room.head;
+  float* const parts[3] = {head.q, head.k, head.v};
+  for (std::int64_t p = 0; p < 3; ++p) {
+    const float* from = qkv.elements + begin + p * dim;
+    if (scale > 0) {
+      aggregate(args, from, qkv.width, weights.group(shape, scale - 1, index * 3 + p), room, parts[p]);
+      continue;
+    }
+    for (std::int64_t n = 0; n < pixels; ++n)
+      for (std::int64_t d = 0; d < head.width; d += lanes)
+        store(parts[p] + n * head.width + d,
+              d < dim ? load(from + n * qkv.width + d, dim - d) : zero());
+  }
+  const std::int64_t first = (scale * shape.heads + index) * dim;
+  attend(head, static_cast<float>(args.eps), [&](std::int64_t token) {
+    return [&, token](std::int64_t column, Vec value) {
+      // Vectors of other heads' lengths do not lie within one block.
+      if (dim % lanes == 0 && column < dim) return attended(token)(first + column, value);
+      float values[lanes];
+      store(values, value);
+      for (std::int64_t i = 0; i < least(lanes, dim - column); ++i)
+        copy(values + i, 1, attended, token, first + column + i);
+    };
+  });
+  if (first + dim == columns)
+    for (std::int64_t n = 0; n < pixels; ++n)
+      copy<float>(nullptr, round_up(columns) - columns, attended, n, columns);
+}
+
 template <class Storage>
 void run(const MultiScaleAttentionArgs& args) {
   using E = Element<Storage>;
+  using Tasks = ProductTasks<E>;
   const MultiScaleAttentionShape& shape = args.shape;
   if (args.batch == 0) return;
   Pieces packed = pieces_of(args.packed);
   const Weights<Storage> weights(packed, shape);
-  const std::int64_t dim = shape.head_dim, width = qkv_width(shape);
+  const std::int64_t width = qkv_width(shape), of_head = 3 * shape.head_dim;
   const std::int64_t pixels = args.height * args.width;
-  const std::int64_t columns = (1 + shape.scales) * shape.heads * dim;
   const Output<Storage> output{static_cast<Storage*>(args.y),
                                static_cast<const Storage*>(args.residual), shape.out_channels};
 
-  const ProductTasks<E> qkv_tasks(pixels, round_up(width), args.num_threads);
-  const ProductTasks<E> proj_tasks(pixels, round_up(shape.out_channels), args.num_threads);
+  const Tasks qkv_tasks(pixels, round_up(width), args.num_threads);
+  const Tasks proj_tasks(pixels, round_up(shape.out_channels), args.num_threads);
   const std::int64_t rows = most(qkv_tasks.rows_at_once, proj_tasks.rows_at_once);
 
   Pieces shared_counted, own_counted;
@@ -196,8 +272,6 @@ void run(const MultiScaleAttentionArgs& args) {
   char* memory = scratch(shared_counted.bytes() + args.num_threads * own_counted.bytes());
   Pieces shared_pieces(memory);
   const SharedRoom<E> shared(shared_pieces, args);
-
-  const Output<float, true> qkv{shared.qkv, nullptr, width};
 
   const std::int64_t operations = args.batch * pixels * shape.in_channels * width;
   parallel(args.num_threads, operations, [&](int member) {
@@ -210,45 +284,26 @@ void run(const MultiScaleAttentionArgs& args) {
         for (std::int64_t pixel = y * args.width; pixel < (y + 1) * args.width; ++pixel)
           copy_row(x + pixel * shape.in_channels, shape.in_channels, shared.input, pixel);
       });
-      for_each(qkv_tasks.count, [&](std::int64_t index) {
-        const auto task = qkv_tasks(index);
-        multiply_into<Storage>(shared.input.from(task.row), task.row_end - task.row, weights.qkv,
-                               task.column, task.column_end, room.sums, Activation::none,
-                               [&](std::int64_t i) { return qkv.line(task.row + i); });
-      });
-      // The scales that cost most come first, so that threads end together.
-      for_each((1 + shape.scales) * shape.heads, [&](std::int64_t task) {
-        const std::int64_t scale = shape.scales - task / shape.heads, index = task % shape.heads;
-        const Head& head = room.head;
-        float* const parts[3] = {head.q, head.k, head.v};
-        for (std::int64_t p = 0; p < 3; ++p) {
-          const float* from = shared.qkv + (index * 3 + p) * dim;
-          if (scale > 0) {
-            aggregate(args, from, weights.group(shape, scale - 1, index * 3 + p), room, parts[p]);
-            continue;
-          }
-          for (std::int64_t n = 0; n < pixels; ++n)
-            for (std::int64_t d = 0; d < head.width; d += lanes)
-              store(parts[p] + n * head.width + d,
-                    d < dim ? load(from + n * width + d, dim - d) : zero());
-        }
-        const std::int64_t first = (scale * shape.heads + index) * dim;
-        attend(head, static_cast<float>(args.eps),
-               [&](std::int64_t token) {
-                 return [&, token](std::int64_t column, Vec value) {
-                   // Vectors of other heads' lengths do not lie within one block.
-                   if (dim % lanes == 0 && column < dim)
-                     return shared.attended(token)(first + column, value);
-                   float values[lanes];
-                   store(values, value);
-                   for (std::int64_t i = 0; i < least(lanes, dim - column); ++i)
-                     copy(values + i, 1, shared.attended, token, first + column + i);
-                 };
-               });
-        if (first + dim == columns)
-          for (std::int64_t n = 0; n < pixels; ++n)
-            copy<float>(nullptr, round_up(columns) - columns, shared.attended, n, columns);
-      });
+      if (takes_heads(args)) {
+        for_each(shape.heads, [&](std::int64_t index) {
+          const std::int64_t begin = index * of_head;
+          for (std::int64_t row = 0; row < pixels; row += rows)
+            project_qkv<Storage>(shared.input, weights.qkv,
+                                 {row, least(row + rows, pixels), begin, begin + of_head}, begin, room,
+                                 room.qkv);
+          for (std::int64_t scale = 0; scale <= shape.scales; ++scale)
+            attend_head(args, weights, room.qkv, 0, scale, index, room, shared.attended);
+        });
+      } else {
+        for_each(qkv_tasks.count, [&](std::int64_t index) {
+          project_qkv<Storage>(shared.input, weights.qkv, qkv_tasks(index), 0, room, shared.qkv);
+        });
+        // The scales that cost most come first, so that threads end together.
+        for_each((1 + shape.scales) * shape.heads, [&](std::int64_t task) {
+          const std::int64_t scale = shape.scales - task / shape.heads, index = task % shape.heads;
+          attend_head(args, weights, shared.qkv, index * of_head, scale, index, room, shared.attended);
+        });
+      }
       for_each(proj_tasks.count, [&](std::int64_t index) {
         const auto task = proj_tasks(index);
         multiply_into<Storage>(shared.attended.from(task.row), task.row_end - task.row, weights.proj,
