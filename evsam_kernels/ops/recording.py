@@ -26,6 +26,8 @@ class Maps(list[Tensor]):
 
 
 _ALIGNMENT = 64  # Bytes, of maps that are not returned.
+_CACHED = 16 << 20  # Bytes of maps that caches are taken to hold.
+_THREADS_OF_AN_IMAGE = 4  # That an image always has enough work for.
 _ATTRIBUTES_OF_ALL = len(vars(nn.Module()))
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
@@ -56,6 +58,9 @@ def replayed(
     owner: nn.Module, run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """`run(*inputs)`; from the second time on only the kernels that it has launched the first time.
+
+    Of a large batch only as many images at a time are taken as have maps that caches hold and work
+    for all threads.
 
     Other shapes, dtypes, weights, settings, numbers of threads and instruction sets have a first
     time of their own. `run` is called every time where someone could tell the difference: with
@@ -104,7 +109,21 @@ def replayed(
     )
     if first:
         return first[0]
-    return run(*inputs) if recording is None else recording.replay(inputs)
+    if recording is None:
+        return run(*inputs)
+    at_once = recording.images_at_once(torch.get_num_threads())
+    if at_once >= len(inputs[0]):
+        return recording.replay(inputs)
+    split = zip(*(x.split(at_once) for x in inputs), strict=True)
+    parts = [replayed(owner, run, part) for part in split]
+    return [_joined(maps) for maps in zip(*parts, strict=True)]
+
+
+def _joined(maps: Sequence[Tensor]) -> Tensor:
+    """Maps of images one after the other, as one."""
+    images = sum(len(map_) for map_ in maps)
+    whole = empty_channels_last(maps[0], (images, *maps[0].shape[1:]))
+    return torch.cat(list(maps), out=whole)
 
 
 def _by_address(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,6 +327,12 @@ class _Recording(NamedTuple):
     results: list[int]
     shapes: dict[int, torch.Size]
     copies: list[Tensor]
+
+    def images_at_once(self, threads: int) -> int:
+        """How many images of the batch to take together."""
+        images = self.shapes[self.results[0]][0]
+        cached = _CACHED * images // max(self.size, 1)
+        return max(cached, -(-threads // _THREADS_OF_AN_IMAGE))
 
     def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What the inputs give; they are dense NHWC."""

@@ -19,6 +19,7 @@ import evsam_kernels as ek
 from evsam_kernels import ops
 from evsam_kernels.backends import build_info
 from evsam_kernels.nn import folded
+from evsam_kernels.ops import recording
 from evsam_kernels.ops.recording import replayed
 
 _cpu = pytest.importorskip("evsam_kernels._cpu", reason=str(build_info.read()))
@@ -425,6 +426,36 @@ def test_memory_goes_with_the_weights(first):
     del sequence
     gc.collect()
     assert not any(weight() is not None for weight in weights)
+
+
+@pytest.mark.parametrize(("count", "at_once"), [(1, 1), (4, 1), (5, 2), (12, 3)])
+def test_a_large_batch_is_taken_in_parts(sequence, threads, monkeypatch, count, at_once):
+    x = image(5, 3, 18, 22)
+    torch.set_num_threads(count)
+    monkeypatch.setattr(recording, "_CACHED", 0)
+    expected = sequence(x)
+    plain, batches = recording._Recording.replay, []
+
+    def counted(self, inputs):
+        batches.append(len(inputs[0]))
+        return plain(self, inputs)
+
+    monkeypatch.setattr(recording._Recording, "replay", counted)
+    for _ in range(2):
+        result = sequence(x)
+        assert torch.equal(result, expected)
+        assert result.is_contiguous(memory_format=torch.channels_last)
+    parts = [len(part) for part in x.split(at_once)]
+    # A part's own first time is no repetition.
+    assert batches[-len(parts) :] == parts
+
+
+def test_a_small_batch_is_taken_at_once(sequence, monkeypatch):
+    x = image(5, 3, 18, 22)
+    expected = sequence(x)
+    with monkeypatch.context() as patch:
+        patch.setattr(recording, "_joined", None)
+        assert torch.equal(sequence(x), expected)
 
 
 def test_the_first_time_keeps_no_map_longer_than_needed(monkeypatch):
