@@ -77,6 +77,8 @@ struct Identity {
 // that by a hyperbolic tangent, ExactGelu without.
 #if defined(__AVX512DQ__)
 
+constexpr double pi = 3.14159265358979323846;
+
 // relu(x) - f(|x|), where f(0) = 0 and f vanishes from 5.625 on: f in pieces of equal width, a polynomial on
 // each, whose coefficients come from tables of one register each.
 template <int degree>
@@ -108,7 +110,6 @@ class BelowRelu {
   // however small, and a large one is passed as it is.
   template <class F>
   void fit(const F& f, int piece) {
-    constexpr double pi = 3.14159265358979323846;
     const bool ends = piece == 0 || piece == lanes - 1;
     const double middle = piece * static_cast<double>(width);
     const double from = piece == 0 ? 0 : -width / 2, to = piece == lanes - 1 ? 0 : width / 2;
@@ -143,7 +144,7 @@ class Gelu {
 
   static const Table& table() {
     static const Table table([](double u) {
-      return u / (1 + std::exp(std::sqrt(8 / 3.14159265358979323846) * (u + 0.044715 * u * u * u)));
+      return u / (1 + std::exp(std::sqrt(8 / pi) * (u + 0.044715 * u * u * u)));
     });
     return table;
   }

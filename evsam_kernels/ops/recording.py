@@ -27,7 +27,7 @@ class Maps(list[Tensor]):
 
 _ALIGNMENT = 64  # Bytes, of maps that are not returned.
 _CACHED = 16 << 20  # Bytes of maps that caches are taken to hold.
-_THREADS_OF_AN_IMAGE = 4  # That an image always has enough work for.
+_THREADS_OF_AN_IMAGE = 4  # That one image is taken to have enough work for.
 _ATTRIBUTES_OF_ALL = len(vars(nn.Module()))
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
