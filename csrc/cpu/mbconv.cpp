@@ -54,7 +54,10 @@ inline std::int64_t input_blocks(const MBConvShape& shape) { return blocks_of(sh
 template <class E>
 struct Plan {
   static constexpr std::int64_t chunk = 2 * block;    // hidden channels of a task
-  static constexpr std::int64_t rows = 10 * max_rows;  // of a product of the expansion
+  static constexpr std::int64_t rows = 16 * max_rows;  // of a product of the expansion
+  // Hidden channels of a thread beside whose products it is nothing to read the image: less than to write
+  // lines that other cores hold, where these are far.
+  static constexpr std::int64_t worth_reading = 512;
   std::int64_t height, width;          // of the input
   std::int64_t out_height, out_width;  // of the output
   std::int64_t kernel, stride, padding;
@@ -62,6 +65,7 @@ struct Plan {
   std::int64_t lines;  // of the output that are filtered at once
   std::int64_t group;  // hidden channels between two projections
   bool in_forms;  // of the image and of the weights, whether the expansion is a product of such
+  bool own_input;  // whether every thread reads the image for itself
   ProductTasks<E> projection;
 
   Plan(const MBConvArgs& args)
@@ -75,6 +79,7 @@ struct Plan {
         num_threads(args.num_threads),
         in_forms(mixes_pairs(width) && args.shape.in_channels % block == 0 &&
                  has_forms<E>(width, round_up(args.shape.mid_channels), input_blocks(args.shape))),
+        own_input(args.shape.mid_channels >= worth_reading * args.num_threads),
         projection(out_height * out_width, round_up(args.shape.out_channels), args.num_threads) {
     constexpr std::int64_t l2 = 192 << 10, l3 = 8 << 20, size = sizeof(E);
     const std::int64_t line = padded_width() * chunk * size;
@@ -93,22 +98,41 @@ struct Plan {
   bool mixes_pairs(std::int64_t line) const { return line % 2 == 0 && kernel > stride; }
 };
 
+// An image as the left operand of the expansion.
+template <class E>
+struct Input {
+  Operand<E> rows;       // or
+  LeftForms forms;       // of them
+  std::int64_t* places;  // of pixels in a padded image
+
+  Input(Pieces& pieces, const Plan<E>& plan, const MBConvShape& shape)
+      : rows{pieces.take<E>(plan.in_forms ? 0 : plan.in_pixels() * round_up(shape.in_channels)),
+             plan.in_pixels()},
+        forms(pieces, plan.in_forms ? plan.in_pixels() : 0, input_blocks(shape)),
+        places(pieces.take<std::int64_t>(plan.in_pixels())) {}
+
+  // Takes in line y of an image of so many channels.
+  template <class Storage>
+  void read(const Plan<E>& plan, const Storage* image, std::int64_t channels, std::int64_t y) const {
+    for (std::int64_t x = 0; x < plan.width; ++x) {
+      const std::int64_t row = y * plan.width + x;
+      places[row] = (y + plan.padding) * plan.padded_width() + x + plan.padding;
+      if (!plan.in_forms) copy_row(image + row * channels, channels, rows, row);
+    }
+    if (plan.in_forms)
+      forms.write(image, channels, block, y * plan.width / 2, (y + 1) * plan.width / 2);
+  }
+};
+
 // What all threads share, and what each has for itself.
 template <class E>
 struct SharedRoom {
-  Operand<E> input;      // the image, or
-  LeftForms forms;       // those of the image
-  std::int64_t* places;  // of its pixels in a padded image
-  Operand<E> filtered;   // one group of hidden channels
-  float* sums;           // [pixels][sums_stride], where there are several groups
+  Operand<E> filtered;  // one group of hidden channels
+  float* sums;          // [pixels][sums_stride], where there are several groups
   std::int64_t sums_stride;
 
   SharedRoom(Pieces& pieces, const Plan<E>& plan, const MBConvShape& shape)
-      : input{pieces.take<E>(plan.in_forms ? 0 : plan.in_pixels() * round_up(shape.in_channels)),
-              plan.in_pixels()},
-        forms(pieces, plan.in_forms ? plan.in_pixels() : 0, input_blocks(shape)),
-        places(pieces.take<std::int64_t>(plan.in_pixels())),
-        filtered{pieces.take<E>(plan.pixels() * plan.group), plan.pixels()},
+      : filtered{pieces.take<E>(plan.pixels() * plan.group), plan.pixels()},
         sums(nullptr),
         sums_stride(Sums::stride(round_up(shape.out_channels))) {
     if (plan.group < shape.mid_channels) sums = pieces.take<float>(plan.pixels() * sums_stride);
@@ -137,10 +161,10 @@ struct OwnRoom {
 // that this thread is to multiply next are likely so many `after` these.
 inline void multiply_in_forms(const Matrix<float>& weights, std::int64_t first, std::int64_t end,
                               std::int64_t after, std::int64_t row, std::int64_t count,
-                              const SharedRoom<float>& shared, const OwnRoom<float>& room) {
+                              const LeftForms& input, const OwnRoom<float>& room) {
   for (std::int64_t column = first, i = 0; column < end; column += 2 * panel, ++i) {
     const std::int64_t later = column + after < round_up(weights.columns) ? column + after : column;
-    multiply(shared.forms, row / 2, count / 2, RightForms(room.forms[i], weights.blocks()),
+    multiply(input, row / 2, count / 2, RightForms(room.forms[i], weights.blocks()),
              room.sums.elements + column - first, Sums::stride(end - first), false,
              {weights.panel_at(later), weights.panel_size(), weights.blocks()});
   }
@@ -150,7 +174,7 @@ inline void multiply_in_forms(const Matrix<float>& weights, std::int64_t first, 
 // from `base` on.
 template <class Storage, class E>
 void expand(const Plan<E>& plan, const Matrix<E>& weights, std::int64_t first, std::int64_t end,
-            std::int64_t base, std::int64_t begin, std::int64_t stop, const SharedRoom<E>& shared,
+            std::int64_t base, std::int64_t begin, std::int64_t stop, const Input<E>& input,
             Activation activation, const OwnRoom<E>& room) {
   const std::int64_t line = plan.padded_width() * plan.chunk;
   const std::int64_t top = plan.padding, bottom = plan.padding + plan.height;
@@ -160,15 +184,15 @@ void expand(const Plan<E>& plan, const Matrix<E>& weights, std::int64_t first, s
   const std::int64_t last = (least(stop, bottom) - top) * plan.width;
   for (std::int64_t row = (most(begin, top) - top) * plan.width; row < last; row += plan.rows) {
     const auto sink = [&](std::int64_t offset) {
-      const std::int64_t place = shared.places[row + offset] - base * plan.padded_width();
+      const std::int64_t place = input.places[row + offset] - base * plan.padded_width();
       E* to = room.expanded + place * plan.chunk - first;
       return [to](std::int64_t column, Vec value) { put(to + column, value); };
     };
     const std::int64_t count = least(plan.rows, last - row);
     if constexpr (same<E, float>) {
       if (plan.in_forms) {
-        multiply_in_forms(weights, first, end, plan.num_threads * plan.chunk, row, count, shared,
-                          room);
+        multiply_in_forms(weights, first, end, plan.num_threads * plan.chunk, row, count,
+                          input.forms, room);
         with_activation<Storage>(activation, [&](const auto& activate) {
           pass_on(room.sums.elements, Sums::stride(end - first), count, first, end - first, weights,
                   activate, sink);
@@ -176,7 +200,7 @@ void expand(const Plan<E>& plan, const Matrix<E>& weights, std::int64_t first, s
         continue;
       }
     }
-    multiply_into<Storage>(shared.input.from(row), count, weights, first, end, room.sums, activation,
+    multiply_into<Storage>(input.rows.from(row), count, weights, first, end, room.sums, activation,
                            sink);
   }
 }
@@ -205,8 +229,8 @@ void filter(const Plan<E>& plan, const DepthwiseWeights& weights, std::int64_t f
 // the next ones need too are kept.
 template <class Storage, class E>
 void expand_and_filter(const Plan<E>& plan, const Weights<Storage>& weights, std::int64_t first,
-                       std::int64_t end, const SharedRoom<E>& shared, Activation activation,
-                       const OwnRoom<E>& room) {
+                       std::int64_t end, const Input<E>& input, const Operand<E>& filtered,
+                       Activation activation, const OwnRoom<E>& room) {
   const std::int64_t line = plan.padded_width() * plan.chunk;
   if constexpr (same<E, float>) {
     if (plan.in_forms)
@@ -222,15 +246,13 @@ void expand_and_filter(const Plan<E>& plan, const Weights<Storage>& weights, std
     for (std::int64_t i = 0; i < kept; ++i) room.expanded[i] = room.expanded[skipped + i];
     base = y * plan.stride;
     const std::int64_t needed = (stop - 1) * plan.stride + plan.kernel;
-    expand<Storage>(plan, weights.expand, first, end, base, most(expanded, base), needed, shared,
+    expand<Storage>(plan, weights.expand, first, end, base, most(expanded, base), needed, input,
                     activation, room);
     expanded = needed;
     if (plan.kernel == 3)
-      filter<3, Storage>(plan, weights.depth, first, end, y, stop, room, activation,
-                         shared.filtered);
+      filter<3, Storage>(plan, weights.depth, first, end, y, stop, room, activation, filtered);
     else
-      filter<0, Storage>(plan, weights.depth, first, end, y, stop, room, activation,
-                         shared.filtered);
+      filter<0, Storage>(plan, weights.depth, first, end, y, stop, room, activation, filtered);
   }
 }
 
@@ -270,6 +292,7 @@ void run(const MBConvArgs& args) {
   Pieces shared_pieces, own_pieces;
   const SharedRoom<E> counted_shared(shared_pieces, plan, shape);
   const OwnRoom<E> counted_own(own_pieces, plan, shape);
+  const Input<E> counted_input(plan.own_input ? own_pieces : shared_pieces, plan, shape);
   char* memory = scratch(shared_pieces.bytes() + args.num_threads * own_pieces.bytes());
   Pieces pieces(memory);
   const SharedRoom<E> shared(pieces, plan, shape);
@@ -281,28 +304,24 @@ void run(const MBConvArgs& args) {
   parallel(args.num_threads, operations, [&](int member) {
     Pieces own(memory + shared_pieces.bytes() + member * own_pieces.bytes());
     const OwnRoom<E> room(own, plan, shape);
+    Pieces of_all = pieces;
+    const Input<E> input(plan.own_input ? own : of_all, plan, shape);
     // What pads a line on both sides stays zero.
     for (std::int64_t i = 0; i < plan.padded_lines() * plan.padded_width() * plan.chunk; ++i)
       room.expanded[i] = E{};
     for (std::int64_t image = 0; image < args.batch; ++image) {
       const Storage* in = static_cast<const Storage*>(args.x) + image * in_pixels * shape.in_channels;
-      for_each(plan.height, [&](std::int64_t y) {
-        for (std::int64_t x = 0; x < plan.width; ++x) {
-          const std::int64_t row = y * plan.width + x;
-          shared.places[row] = (y + plan.padding) * plan.padded_width() + x + plan.padding;
-          if (!plan.in_forms)
-            copy_row(in + row * shape.in_channels, shape.in_channels, shared.input, row);
-        }
-        if (plan.in_forms)
-          shared.forms.write(in, shape.in_channels, block, y * plan.width / 2,
-                             (y + 1) * plan.width / 2);
-      });
+      const auto read = [&](std::int64_t y) { input.read(plan, in, shape.in_channels, y); };
+      if (plan.own_input)
+        for (std::int64_t y = 0; y < plan.height; ++y) read(y);
+      else
+        for_each(plan.height, read);
       for (std::int64_t group = 0; group < hidden; group += plan.group) {
         const std::int64_t group_end = least(group + plan.group, hidden);
         for_each(quotient_up(group_end - group, plan.chunk), [&](std::int64_t task) {
           const std::int64_t first = group + task * plan.chunk;
-          expand_and_filter(plan, weights, first, least(first + plan.chunk, group_end), shared,
-                            args.activation, room);
+          expand_and_filter(plan, weights, first, least(first + plan.chunk, group_end), input,
+                            shared.filtered, args.activation, room);
         });
         for_each(plan.projection.count, [&](std::int64_t task) {
           project(shared, weights.point, group, group_end, plan.projection(task), room,
