@@ -182,14 +182,14 @@ template <class E>
 constexpr std::int64_t cache_line = 64 / sizeof(E);
 
 // What a tile fetches while it computes: for every cache line of a panel's column that it multiplies with, the
-// one at `from`, which moves on by `step` elements.
+// one at `from`, which moves on by `step` elements. It goes to L2: L1 is full of the panel in use.
 template <class E>
 struct Fetch {
   const E* from;
   std::int64_t step = cache_line<E>;
 
   EVSAM_INLINE void operator()() {
-    __builtin_prefetch(from);
+    __builtin_prefetch(from, 0, 2);
     from += step;
   }
 };
@@ -273,8 +273,8 @@ template <class Shape = Tall, class E>
 void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, const E* a,
               std::int64_t a_stride, const E* b, std::int64_t b_stride, float* c,
               std::int64_t c_stride, bool accumulate = false, const E* next = nullptr) {
-  // So many that this much of a panel stays in L1 while the tiles pass over it.
-  constexpr std::int64_t blocks_at_once = 16;
+  // So many that much of a panel stays in L1 while the tiles pass over it.
+  constexpr std::int64_t blocks_at_once = (32 << 10) / (block * panel * sizeof(E));
   const std::int64_t tiles = quotient_up(rows, Shape::rows);
   // All tiles together fetch a panel.
   const std::int64_t step = least(quotient_up(panel * in_step<E>, tiles), cache_line<E>);
