@@ -107,10 +107,13 @@ def pack_mbconv(
     kernel: int,
     stride: int,
     dtype: str,
+    stay: bool,
 ) -> MBConvPacked: ...
 def mbconv(
     *,
     packed: MBConvPacked,
+    expand_weight: int | None,
+    point_weight: int | None,
     x: int,
     y: int,
     residual: int | None,

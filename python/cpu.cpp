@@ -252,7 +252,7 @@ MBConvPacked pack_mbconv(Address expand_weight, std::optional<Address> expand_bi
                          Address point_weight, std::optional<Address> point_bias,
                          std::int64_t in_channels, std::int64_t mid_channels,
                          std::int64_t out_channels, std::int64_t kernel, std::int64_t stride,
-                         const std::string& dtype_name) {
+                         const std::string& dtype_name, bool stay) {
   check_at_least("in_channels", in_channels, 1);
   check_at_least("mid_channels", mid_channels, 1);
   check_at_least("out_channels", out_channels, 1);
@@ -260,6 +260,8 @@ MBConvPacked pack_mbconv(Address expand_weight, std::optional<Address> expand_bi
   check_at_least("stride", stride, 1);
   evsam::MBConvWeights weights{};
   const evsam::DType dtype = weights.dtype = parse_storage_dtype(dtype_name);
+  check(!stay || dtype == evsam::DType::float32, "stay must be False for " + dtype_name);
+  weights.stay = stay;
   weights.expand_weight = pointer("expand_weight", expand_weight, dtype,
                                   element_count({mid_channels, in_channels}, dtype));
   weights.expand_bias = optional_pointer("expand_bias", expand_bias, dtype, mid_channels);
@@ -273,13 +275,18 @@ MBConvPacked pack_mbconv(Address expand_weight, std::optional<Address> expand_bi
   return MBConvPacked(weights);
 }
 
-void mbconv(const MBConvPacked& packed, Address x, Address y, std::optional<Address> residual,
-            std::int64_t batch, std::int64_t height, std::int64_t width,
+void mbconv(const MBConvPacked& packed, std::optional<Address> expand_weight,
+            std::optional<Address> point_weight, Address x, Address y,
+            std::optional<Address> residual, std::int64_t batch, std::int64_t height, std::int64_t width,
             const std::optional<std::string>& activation, int num_threads) {
   const evsam::MBConvShape& shape = packed.weights().shape;
   auto args = map_arguments<evsam::MBConvArgs>(packed, x, y, residual, batch, height, width,
                                                shape.stride, shape.in_channels, shape.out_channels,
                                                num_threads);
+  check(expand_weight.has_value() == packed.weights().stay && point_weight.has_value() == packed.weights().stay,
+        "expand_weight and point_weight must be given where they stay, and be None where they do not");
+  args.expand_weight = optional_pointer("expand_weight", expand_weight, args.dtype, 1);
+  args.point_weight = optional_pointer("point_weight", point_weight, args.dtype, 1);
   args.shape = shape;
   args.activation = parse_activation(activation);
   const py::gil_scoped_release without_gil;
@@ -734,10 +741,10 @@ PYBIND11_MODULE(_cpu, module) {
              "Convolution, activation, 1x1 convolution; see csrc/include/evsam/fused_mbconv.h.");
   module.def("pack_mbconv", &pack_mbconv, py::kw_only(), "expand_weight"_a, "expand_bias"_a,
              "depth_weight"_a, "depth_bias"_a, "point_weight"_a, "point_bias"_a, "in_channels"_a,
-             "mid_channels"_a, "out_channels"_a, "kernel"_a, "stride"_a, "dtype"_a,
+             "mid_channels"_a, "out_channels"_a, "kernel"_a, "stride"_a, "dtype"_a, "stay"_a,
              "Weights for mbconv; see csrc/include/evsam/mbconv.h.");
-  module.def("mbconv", &mbconv, py::kw_only(), "packed"_a, "x"_a, "y"_a, "residual"_a, "batch"_a,
-             "height"_a, "width"_a, "activation"_a, "num_threads"_a,
+  module.def("mbconv", &mbconv, py::kw_only(), "packed"_a, "expand_weight"_a, "point_weight"_a, "x"_a,
+             "y"_a, "residual"_a, "batch"_a, "height"_a, "width"_a, "activation"_a, "num_threads"_a,
              "1x1, depthwise and 1x1 convolution; see csrc/include/evsam/mbconv.h.");
   module.def("pack_multi_scale_attention", &pack_multi_scale_attention, py::kw_only(),
              "qkv_weight"_a, "qkv_bias"_a, "depth_weights"_a, "depth_biases"_a, "group_weights"_a,

@@ -120,10 +120,10 @@ struct Matrix {
   E* panels;
   std::int64_t rows, columns;
 
-  Matrix(Pieces& pieces, std::int64_t rows, std::int64_t columns)
+  Matrix(Pieces& pieces, std::int64_t rows, std::int64_t columns, bool has_panels = true)
       : bias(pieces.take<float>(round_up(columns))),
         scale(pieces.take<float>(1)),
-        panels(pieces.take<E>(packed_size(rows, columns))),
+        panels(pieces.take<E>(has_panels ? packed_size(rows, columns) : 0)),
         rows(rows),
         columns(columns) {}
 

@@ -21,29 +21,68 @@
 namespace evsam::EVSAM_ISA {
 namespace {
 
+// Whether products with so large a matrix are made in forms where the map has the pixels for that.
+template <class E>
+bool takes_forms(std::int64_t rows, std::int64_t columns) {
+  return rows % block == 0 && columns >= FormsRoom::least_columns &&
+         has_forms<E>(2, columns, blocks_of(rows));
+}
+
+// Of a 1x1 convolution: packed, or as they are where products are made in forms.
 template <class Storage>
-struct Weights {
+struct PointWeights {
   using E = Element<Storage>;
 
-  Matrix<E> expand;
-  DepthwiseWeights depth;
-  Matrix<E> point;
+  Matrix<E> matrix;       // with panels, or
+  Transposed transposed;  // null for none
+  float* copy;            // of it, unless it is `given`
 
-  Weights(Pieces& pieces, const MBConvShape& shape)
-      : expand(pieces, shape.in_channels, shape.mid_channels),
+  PointWeights(Pieces& pieces, std::int64_t rows, std::int64_t columns, const void* given)
+      : matrix(pieces, rows, columns, !takes_forms<E>(rows, columns)),
+        transposed{nullptr, rows},
+        copy(nullptr) {
+    if (!takes_forms<E>(rows, columns)) return;
+    if (given == nullptr) copy = pieces.take<float>(rows * columns);
+    transposed.elements = given == nullptr ? copy : static_cast<const float*>(given);
+  }
+
+  bool is_transposed() const { return transposed.elements != nullptr; }
+
+  void pack(const void* weight, const void* bias) const {
+    if (!is_transposed()) return pack_pointwise<Storage>(weight, bias, matrix);
+    pack_bias<Storage>(bias, matrix.columns, matrix.bias);
+    *matrix.scale = 1;
+    if (copy == nullptr) return;
+    const auto* from = static_cast<const Storage*>(weight);
+    for (std::int64_t i = 0; i < matrix.rows * matrix.columns; ++i)
+      copy[i] = static_cast<float>(wide(from[i]));
+  }
+};
+
+template <class Storage>
+struct Weights {
+  PointWeights<Storage> expand;
+  DepthwiseWeights depth;
+  PointWeights<Storage> point;
+
+  // The weights of the 1x1 convolutions are null where they do not stay.
+  Weights(Pieces& pieces, const MBConvShape& shape, const void* expand_weight,
+          const void* point_weight)
+      : expand(pieces, shape.in_channels, shape.mid_channels, expand_weight),
         depth(pieces, shape.mid_channels, shape.kernel),
-        point(pieces, shape.mid_channels, shape.out_channels) {}
+        point(pieces, shape.mid_channels, shape.out_channels, point_weight) {}
 };
 
 template <class Storage>
 std::int64_t pack(const MBConvWeights& from, void* packed) {
   Pieces pieces(packed);
-  const Weights<Storage> weights(pieces, from.shape);
+  const Weights<Storage> weights(pieces, from.shape, from.stay ? from.expand_weight : nullptr,
+                                 from.stay ? from.point_weight : nullptr);
   if (packed != nullptr) {
-    pack_pointwise<Storage>(from.expand_weight, from.expand_bias, weights.expand);
+    weights.expand.pack(from.expand_weight, from.expand_bias);
     weights.depth.template pack<Storage>(from.depth_weight, from.depth_bias,
                                          headroom<Element<Storage>>);
-    pack_pointwise<Storage>(from.point_weight, from.point_bias, weights.point);
+    weights.point.pack(from.point_weight, from.point_bias);
   }
   return pieces.bytes();
 }
@@ -64,7 +103,8 @@ struct Plan {
   int num_threads;
   std::int64_t lines;  // of the output that are filtered at once
   std::int64_t group;  // hidden channels between two projections
-  bool in_forms;  // of the image and of the weights, whether the expansion is a product of such
+  bool transposed;  // whether the weights of the expansion are
+  bool in_forms;    // of the image and of the weights, whether the expansion is a product of such
   bool own_input;  // whether every thread reads the image for itself
   ProductTasks<E> projection;
 
@@ -77,8 +117,8 @@ struct Plan {
         stride(args.shape.stride),
         padding(args.shape.kernel / 2),
         num_threads(args.num_threads),
-        in_forms(mixes_pairs(width) && args.shape.in_channels % block == 0 &&
-                 has_forms<E>(width, round_up(args.shape.mid_channels), input_blocks(args.shape))),
+        transposed(takes_forms<E>(args.shape.in_channels, args.shape.mid_channels)),
+        in_forms(transposed && mixes_pairs(width)),
         own_input(args.shape.mid_channels >= worth_reading * args.num_threads),
         projection(out_height * out_width, round_up(args.shape.out_channels), args.num_threads) {
     constexpr std::int64_t l2 = 192 << 10, l3 = 8 << 20, size = sizeof(E);
@@ -144,7 +184,7 @@ struct OwnRoom {
   static constexpr std::int64_t pairs = Plan<E>::chunk / (2 * panel);  // of panels
 
   E* expanded;  // [padded_lines][padded_width][chunk]
-  float* forms[pairs];   // of the expansion's weights
+  float* right[pairs];   // of the expansion's weights, where these are transposed: forms or panels
   FormsRoom projection;
   Sums sums;
 
@@ -152,28 +192,33 @@ struct OwnRoom {
       : expanded(pieces.take<E>(plan.padded_lines() * plan.padded_width() * plan.chunk)),
         projection(pieces, plan.mixes_pairs(plan.out_width) ? plan.projection.rows_at_once : 0),
         sums(pieces, most(plan.rows, plan.projection.rows_at_once)) {
-    for (float*& pair : forms)
-      pair = RightForms(pieces, plan.in_forms ? input_blocks(shape) : 0).elements;
+    for (float*& pair : right)
+      pair = RightForms(pieces, plan.transposed ? input_blocks(shape) : 0).elements;
   }
 };
 
-// `count` pixels from `row` on times columns [first, end) of the expansion's weights, in forms. The columns
-// that this thread is to multiply next are likely so many `after` these.
-inline void multiply_in_forms(const Matrix<float>& weights, std::int64_t first, std::int64_t end,
-                              std::int64_t after, std::int64_t row, std::int64_t count,
-                              const LeftForms& input, const OwnRoom<float>& room) {
+// `count` pixels from `row` on times columns [first, end) of the expansion's weights, which the room holds. The
+// columns that this thread is to multiply next are likely so many `after` these.
+inline void multiply_transposed(const Plan<float>& plan, const Transposed& weights,
+                                std::int64_t blocks, std::int64_t first, std::int64_t end,
+                                std::int64_t after, std::int64_t row, std::int64_t count,
+                                const Input<float>& input, const OwnRoom<float>& room) {
+  const std::int64_t stride = Sums::stride(end - first);
   for (std::int64_t column = first, i = 0; column < end; column += 2 * panel, ++i) {
-    const std::int64_t later = column + after < round_up(weights.columns) ? column + after : column;
-    multiply(input, row / 2, count / 2, RightForms(room.forms[i], weights.blocks()),
-             room.sums.elements + column - first, Sums::stride(end - first), false,
-             {weights.panel_at(later), weights.panel_size(), weights.blocks()});
+    float* sums = room.sums.elements + column - first;
+    if (plan.in_forms)
+      multiply(input.forms, row / 2, count / 2, RightForms(room.right[i], blocks), sums, stride, false,
+               {weights.from(0, column + after), blocks});
+    else
+      multiply(count, 2 * panel, blocks, input.rows.from(row).elements, input.rows.stride(),
+               room.right[i], blocks * block * panel, sums, stride);
   }
 }
 
 // Expands hidden channels [first, end) of lines [begin, stop) of the padded image. `expanded` holds lines
 // from `base` on.
 template <class Storage, class E>
-void expand(const Plan<E>& plan, const Matrix<E>& weights, std::int64_t first, std::int64_t end,
+void expand(const Plan<E>& plan, const PointWeights<Storage>& weights, std::int64_t first, std::int64_t end,
             std::int64_t base, std::int64_t begin, std::int64_t stop, const Input<E>& input,
             Activation activation, const OwnRoom<E>& room) {
   const std::int64_t line = plan.padded_width() * plan.chunk;
@@ -190,17 +235,18 @@ void expand(const Plan<E>& plan, const Matrix<E>& weights, std::int64_t first, s
     };
     const std::int64_t count = least(plan.rows, last - row);
     if constexpr (same<E, float>) {
-      if (plan.in_forms) {
-        multiply_in_forms(weights, first, end, plan.num_threads * plan.chunk, row, count,
-                          input.forms, room);
+      if (plan.transposed) {
+        const std::int64_t after = plan.num_threads * plan.chunk;
+        multiply_transposed(plan, weights.transposed, weights.matrix.blocks(), first, end,
+                            end + after <= weights.matrix.columns ? after : 0, row, count, input, room);
         with_activation<Storage>(activation, [&](const auto& activate) {
-          pass_on(room.sums.elements, Sums::stride(end - first), count, first, end - first, weights,
-                  activate, sink);
+          pass_on(room.sums.elements, Sums::stride(end - first), count, first, end - first,
+                  weights.matrix, activate, sink);
         });
         continue;
       }
     }
-    multiply_into<Storage>(input.rows.from(row), count, weights, first, end, room.sums, activation,
+    multiply_into<Storage>(input.rows.from(row), count, weights.matrix, first, end, room.sums, activation,
                            sink);
   }
 }
@@ -233,10 +279,15 @@ void expand_and_filter(const Plan<E>& plan, const Weights<Storage>& weights, std
                        Activation activation, const OwnRoom<E>& room) {
   const std::int64_t line = plan.padded_width() * plan.chunk;
   if constexpr (same<E, float>) {
-    if (plan.in_forms)
-      for (std::int64_t column = first, i = 0; column < end; column += 2 * panel, ++i)
-        RightForms(room.forms[i], weights.expand.blocks())
-            .write(weights.expand.panel_at(column), weights.expand.panel_size());
+    if (plan.transposed)
+      for (std::int64_t column = first, i = 0; column < end; column += 2 * panel, ++i) {
+        const Transposed from = weights.expand.transposed.from(0, column);
+        const std::int64_t blocks = weights.expand.matrix.blocks();
+        if (plan.in_forms)
+          RightForms(room.right[i], blocks).write(from);
+        else
+          write_panels(from, blocks, room.right[i]);
+      }
   }
   std::int64_t base = 0, expanded = 0;
   for (std::int64_t y = 0; y < plan.out_height; y += plan.lines) {
@@ -258,23 +309,31 @@ void expand_and_filter(const Plan<E>& plan, const Weights<Storage>& weights, std
 
 // Adds hidden channels [first, end) to a task's part of the output, and writes it once all are there.
 template <class Storage, class E>
-void project(const SharedRoom<E>& shared, const Matrix<E>& weights, std::int64_t first,
+void project(const SharedRoom<E>& shared, const PointWeights<Storage>& weights, std::int64_t first,
              std::int64_t end, const typename ProductTasks<E>::Task& task, const OwnRoom<E>& own,
              std::int64_t first_pixel, const Output<Storage>& output) {
   const bool several = shared.sums != nullptr;
   const std::int64_t stride = several ? shared.sums_stride : Sums::stride(Sums::columns);
   float* sums = several ? shared.sums + task.row * stride + task.column : own.sums.elements;
   const std::int64_t rows = task.row_end - task.row, columns = task.column_end - task.column;
-  multiply(own.projection, rows, columns, (end - first) / block,
-           shared.filtered.elements + task.row * block, shared.filtered.stride(),
-           weights.panel_at(task.column) + first * panel, weights.panel_size(), sums, stride, first > 0);
-  if (end < round_up(weights.rows)) return;
-  const Vec scale = broadcast(*weights.scale);
+  const std::int64_t blocks = (end - first) / block, filtered_stride = shared.filtered.stride();
+  const E* filtered = shared.filtered.elements + task.row * block;
+  const Matrix<E>& matrix = weights.matrix;
+  if constexpr (same<E, float>) {
+    if (weights.is_transposed())
+      multiply(own.projection, rows, columns, blocks, filtered, filtered_stride,
+               weights.transposed.from(first, task.column), sums, stride, first > 0);
+  }
+  if (!weights.is_transposed())
+    multiply(rows, columns, blocks, filtered, filtered_stride,
+             matrix.panel_at(task.column) + first * panel, matrix.panel_size(), sums, stride, first > 0);
+  if (end < round_up(matrix.rows)) return;
+  const Vec scale = broadcast(*matrix.scale);
   for (std::int64_t i = 0; i < rows; ++i) {
     const auto line = output.line(first_pixel + task.row + i);
     const float* from = sums + i * stride - task.column;
     for (std::int64_t column = task.column; column < task.column_end; column += lanes)
-      line(column, fma(load(from + column), scale, load(weights.bias + column)));
+      line(column, fma(load(from + column), scale, load(matrix.bias + column)));
   }
 }
 
@@ -284,7 +343,7 @@ void run(const MBConvArgs& args) {
   const MBConvShape& shape = args.shape;
   if (args.batch == 0) return;
   Pieces packed = pieces_of(args.packed);
-  const Weights<Storage> weights(packed, shape);
+  const Weights<Storage> weights(packed, shape, args.expand_weight, args.point_weight);
   const Plan<E> plan(args);
   const Output<Storage> output{static_cast<Storage*>(args.y),
                                static_cast<const Storage*>(args.residual), shape.out_channels};

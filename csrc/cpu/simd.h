@@ -237,6 +237,25 @@ EVSAM_INLINE float largest(Vec v) {
 #endif
 }
 
+// Of as many vectors as one has lanes, element i of vector j becomes element j of vector i. With step s, blocks of
+// s x s change places within those of 2 s x 2 s.
+template <int step = 1>
+EVSAM_INLINE void transpose(Vec (&x)[lanes]) {
+  Bits first, second;  // what the upper and the lower vector of a pair are made of
+  for (std::uint32_t lane = 0; lane < lanes; ++lane) {
+    first[lane] = lane & step ? lanes + lane - step : lane;
+    second[lane] = lane & step ? lanes + lane : lane + step;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) {
+    if (i & step) continue;
+    const Vec upper = x[i], lower = x[i + step];
+    x[i] = __builtin_shuffle(upper, lower, first);
+    x[i + step] = __builtin_shuffle(upper, lower, second);
+  }
+  if constexpr (2 * step < lanes) transpose<2 * step>(x);
+}
+
 // Storage types.
 
 #if !defined(__AVX512F__)

@@ -6,6 +6,9 @@
 // multiplied by seven of the right one, and each product is added to one or two parts of the result. Sums
 // of matrices cost as much as few rows of a product; so it takes large ones to gain.
 //
+// The right matrix lies as the weights of a 1x1 convolution do, row by row of its transpose: nothing that is packed
+// would be read as it is.
+//
 // A row's rounding errors are as large as those of the larger of its pair, so this is for rows that have
 // much the same error anyway. Parts being neighbours, results do not depend on how a product is shared out.
 #pragma once
@@ -69,6 +72,34 @@ struct LeftForms {
   }
 };
 
+// The transpose of the right matrix, [columns][stride], from a column and a row on.
+struct Transposed {
+  const float* elements;
+  std::int64_t stride;
+
+  Transposed from(std::int64_t row, std::int64_t column) const {
+    return {elements + column * stride + row, stride};
+  }
+
+  // Writes `lanes` columns from the first rows, as many, to `to` in rows a panel apart.
+  EVSAM_INLINE void write(float* to) const {
+    Vec x[lanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) x[i] = load(elements + i * stride);
+    transpose(x);
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) store(to + i * panel, x[i]);
+  }
+};
+
+// Two panels of the right matrix as multiply() of matrix.h takes them: [2][blocks][32][panel].
+inline void write_panels(const Transposed& b, std::int64_t blocks, float* to) {
+  for (std::int64_t column = 0; column < 2 * panel; column += panel, to += blocks * block * panel)
+    for (std::int64_t k = 0; k < blocks * block; k += lanes)
+      for (std::int64_t half = 0; half < panel; half += lanes)
+        b.from(k, column + half).write(to + k * panel + half);
+}
+
 // Of two panels of the right matrix: [7][blocks / 2][32][panel].
 struct RightForms {
   float* elements;
@@ -81,23 +112,29 @@ struct RightForms {
   std::int64_t size() const { return blocks * block * panel + apart; }
   const float* at(int form) const { return elements + form * size(); }
 
-  // Those of the panel at b and the next one, b_stride elements further.
-  void write(const float* b, std::int64_t b_stride) const {
-    for (std::int64_t k = 0; k < blocks; ++k) {
-      const float *upper = b + 2 * k * block * panel, *lower = upper + block * panel;
-      float* to = elements + k * block * panel;
-      for (std::int64_t i = 0; i < block * panel; i += lanes) {
-        const Vec b11 = load(upper + i), b12 = load(upper + b_stride + i);
-        const Vec b21 = load(lower + i), b22 = load(lower + b_stride + i);
-        store(to + i, b11 + b22);
-        store(to + size() + i, b11);
-        store(to + 2 * size() + i, b12 - b22);
-        store(to + 3 * size() + i, b21 - b11);
-        store(to + 4 * size() + i, b22);
-        store(to + 5 * size() + i, b11 + b12);
-        store(to + 6 * size() + i, b21 + b22);
+  // Those of the first columns of a matrix. Its parts come first, in place of forms that are like them or made of
+  // them at last.
+  void write(const Transposed& b) const {
+    for (std::int64_t half = 0; half < panel; half += lanes)
+      for (std::int64_t k = 0; k < blocks * block; k += lanes) {
+        const Transposed upper = b.from(k / block * 2 * block + k % block, half);
+        const Transposed lower = upper.from(block, 0);
+        float* to = elements + k * panel + half;
+        upper.write(to + size());
+        upper.from(0, panel).write(to + 2 * size());
+        lower.write(to + 3 * size());
+        lower.from(0, panel).write(to + 4 * size());
+#pragma GCC unroll 4
+        for (int i = 0; i < lanes; ++i, to += panel) {
+          const Vec b11 = load(to + size()), b12 = load(to + 2 * size());
+          const Vec b21 = load(to + 3 * size()), b22 = load(to + 4 * size());
+          store(to, b11 + b22);
+          store(to + 2 * size(), b12 - b22);
+          store(to + 3 * size(), b21 - b11);
+          store(to + 5 * size(), b11 + b12);
+          store(to + 6 * size(), b21 + b22);
+        }
       }
-    }
   }
 };
 
@@ -133,22 +170,30 @@ struct FinishParts {
   }
 };
 
-// What tiles fetch while they compute: the two panels at b, b_stride apart, of so many blocks; then `rows` rows
-// of as many blocks of a left matrix, a_stride apart, unless a is null.
+// What tiles fetch while they compute: of a matrix the rows of some blocks in the columns of two panels; then `rows`
+// rows of as many blocks of a left matrix, a_stride apart, unless a is null.
 struct Ahead {
-  const float* b;
-  std::int64_t b_stride, blocks;
+  Transposed b;
+  std::int64_t blocks;
   const float* a = nullptr;
   std::int64_t a_stride = 0, rows = 0;
 
-  // From where the tile of a turn is to fetch so many elements; null where all are fetched.
-  const float* operator()(std::int64_t turn, std::int64_t elements) const {
-    const std::int64_t of_panel = quotient_up(blocks * block * panel, elements);
-    if (turn < 2 * of_panel) return b + turn / of_panel * b_stride + turn % of_panel * elements;
-    const std::int64_t of_block = quotient_up(rows * block, elements);
-    turn -= 2 * of_panel;
-    if (turn >= blocks * of_block || a == nullptr) return nullptr;
-    return a + turn / of_block * a_stride + turn % of_block * elements;
+  // Columns that follow one another are fetched as one piece, others a line of each at a time.
+  bool is_whole() const { return b.stride == blocks * block; }
+
+  // Tiles that fetch, each as many elements.
+  std::int64_t of_right(std::int64_t elements) const {
+    return is_whole() ? quotient_up(2 * panel * b.stride, elements) : blocks * block / cache_line<float>;
+  }
+  std::int64_t of_left(std::int64_t elements) const { return blocks * quotient_up(rows * block, elements); }
+
+  Fetch<float> operator()(std::int64_t turn, std::int64_t elements) const {
+    const std::int64_t left = turn - of_right(elements);
+    if (left < 0)
+      return is_whole() ? Fetch<float>{b.elements + turn * elements}
+                        : Fetch<float>{b.elements + turn * cache_line<float>, b.stride};
+    const std::int64_t of_block = of_left(elements) / blocks;
+    return {a + left / of_block * a_stride + left % of_block * elements};
   }
 };
 
@@ -163,7 +208,8 @@ inline void multiply(const LeftForms& left, std::int64_t first, std::int64_t pai
   const std::int64_t at[4] = {0, panel, c_stride, c_stride + panel};
   const std::int64_t fetched = right.blocks * block * cache_line<float>;  // by a tile
   const std::int64_t tiles = quotient_up(pairs, max_rows);
-  std::int64_t turn = 0;
+  // The last tiles fetch: what was there earlier would have to give way to the forms again.
+  std::int64_t turn = least(ahead.of_right(fetched) + ahead.of_left(fetched) - forms * tiles, 0);
   for (int form = 0; form < forms; ++form)
     for (std::int64_t t = 0; t < tiles; ++t, ++turn) {
       const std::int64_t begin = pairs * t / tiles, end = pairs * (t + 1) / tiles;
@@ -172,57 +218,54 @@ inline void multiply(const LeftForms& left, std::int64_t first, std::int64_t pai
       FinishParts finish{{to + at[part[form]], 1, accumulate || form > 2}, {}, 2 * c_stride};
       if (other_part[form] >= 0)
         finish.other = {to + at[other_part[form]], other_sign[form], accumulate || form > 0};
-      const float* from = ahead(turn, fetched);
       // Tiles that have nothing to fetch fetch what they read.
-      tile_of<Tall>(end - begin, left.at(form, first + begin), left.stride(), left.blocks,
-                    right.at(form), Fetch<float>{from != nullptr ? from : right.at(form)}, finish);
+      tile_of<Tall>(end - begin, left.at(form, first + begin), left.stride(), left.blocks, right.at(form),
+                    turn < 0 ? Fetch<float>{right.at(form)} : ahead(turn, fetched), finish);
     }
 }
 
-// Room for the forms of one product of so many rows, and of so many blocks at once that those of the left
-// matrix stay in L2.
+// Room for a product of so many rows, and of so many blocks at once that the forms of the left matrix stay in L2.
 struct FormsRoom {
   static constexpr std::int64_t blocks_at_once = 8;
   static constexpr std::int64_t least_columns = 128;  // that are worth the forms of the left matrix
 
-  std::int64_t rows;  // 0 for no room
+  std::int64_t rows;  // 0 for none in forms
   float *left, *right;
 
   FormsRoom(Pieces& pieces, std::int64_t rows)
       : rows(rows),
         left(LeftForms(pieces, rows, blocks_at_once).elements),
-        right(RightForms(pieces, rows > 0 ? blocks_at_once : 0).elements) {}
+        right(RightForms(pieces, blocks_at_once).elements) {}
 };
 
-// multiply() of matrix.h, in forms where the sizes and the room allow that.
-template <class E>
-void multiply(const FormsRoom& room, std::int64_t rows, std::int64_t columns, std::int64_t blocks,
-              const E* a, std::int64_t a_stride, const E* b, std::int64_t b_stride, float* c,
-              std::int64_t c_stride, bool accumulate) {
-  if constexpr (same<E, float>) {
-    if (rows <= room.rows && columns >= room.least_columns && has_forms<E>(rows, columns, blocks)) {
-      for (std::int64_t first = 0; first < blocks; first += room.blocks_at_once, accumulate = true) {
-        const std::int64_t count = least(room.blocks_at_once, blocks - first);
-        const LeftForms left(room.left, rows, count);
-        const RightForms right(room.right, count);
-        left.write(a + first * a_stride, block, a_stride, 0, left.pairs);
-        const float* from = b + first * block * panel;
-        for (std::int64_t column = 0; column < columns; column += 2 * panel, from += 2 * b_stride) {
-          const std::int64_t end = first + count;
-          Ahead ahead{from + 2 * b_stride, b_stride, count};
-          if (column + 2 * panel >= columns) {
-            ahead.b = b;
-            if (end < blocks)
-              ahead = {b + end * block * panel, b_stride, count, a + end * a_stride, a_stride, rows};
-          }
-          right.write(from, b_stride);
-          multiply(left, 0, left.pairs, right, c + column, c_stride, accumulate, ahead);
-        }
+// c[rows][columns] = a[rows][32 * blocks] b[32 * blocks][columns], or added to c, as multiply() of matrix.h; in
+// forms where the sizes and the room allow that. `columns` make whole pairs of panels.
+inline void multiply(const FormsRoom& room, std::int64_t rows, std::int64_t columns, std::int64_t blocks,
+                     const float* a, std::int64_t a_stride, const Transposed& b, float* c,
+                     std::int64_t c_stride, bool accumulate) {
+  const bool in_forms = rows <= room.rows && columns >= room.least_columns &&
+                        has_forms<float>(rows, columns, blocks);
+  for (std::int64_t first = 0; first < blocks; first += room.blocks_at_once, accumulate = true) {
+    const std::int64_t end = least(first + room.blocks_at_once, blocks), count = end - first;
+    const LeftForms left(room.left, rows, count);
+    const RightForms right(room.right, count);
+    if (in_forms) left.write(a + first * a_stride, block, a_stride, 0, left.pairs);
+    for (std::int64_t column = 0; column < columns; column += 2 * panel) {
+      const Transposed from = b.from(first * block, column);
+      if (!in_forms) {
+        write_panels(from, count, room.right);
+        multiply(rows, 2 * panel, count, a + first * a_stride, a_stride, room.right,
+                 count * block * panel, c + column, c_stride, accumulate);
+        continue;
       }
-      return;
+      Ahead ahead{from.from(0, 2 * panel), count};
+      if (column + 2 * panel >= columns)
+        ahead = end < blocks ? Ahead{b.from(end * block, 0), count, a + end * a_stride, a_stride, rows}
+                             : Ahead{b, count};
+      right.write(from);
+      multiply(left, 0, left.pairs, right, c + column, c_stride, accumulate, ahead);
     }
   }
-  multiply(rows, columns, blocks, a, a_stride, b, b_stride, c, c_stride, accumulate);
 }
 
 }  // namespace

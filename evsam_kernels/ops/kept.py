@@ -12,14 +12,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:
-    """Differs once the tensor holds other values than it held, while its storage has its number."""
+    """Differs once the tensor has moved or holds other values, while its storage has its number."""
     return (
         tensor.untyped_storage()._cdata,
         tensor._version,
         tensor.dtype,
         tensor.shape,
         tensor.stride(),
-        tensor.storage_offset(),
+        tensor.data_ptr(),
     )
 
 
@@ -45,8 +45,8 @@ _lock = threading.RLock()
 def kept(tensors: Sequence[Tensor], key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     """What `make()` returns, made once and kept with the first tensor.
 
-    Made anew when a tensor was replaced or changed in place in a way that autograd notices too, or
-    when the first of `key` changes. Inference tensors do not tell when they are changed: what is
+    Made anew when a tensor was replaced, moved or changed in place in a way that autograd notices
+    too, or when the first of `key` changes. Inference tensors do not tell when they are changed: what is
     made of them is not kept.
 
     Args:

@@ -10,7 +10,7 @@ namespace {
 using namespace support;
 
 void check(DType dtype, std::int64_t batch, std::int64_t height, std::int64_t width,
-           const evsam::MBConvShape& shape, int turn) {
+           const evsam::MBConvShape& shape, int turn, bool stay = false) {
   const auto activation = static_cast<Activation>(turn % 6);
   const bool biases = turn % 3 != 0, has_residual = turn % 2 != 0;
   const int num_threads = 1 + turn % 3;
@@ -38,11 +38,12 @@ void check(DType dtype, std::int64_t batch, std::int64_t height, std::int64_t wi
   const evsam::MBConvWeights from{expand_in.data(), biases ? expand_bias_in.data() : nullptr,
                                   depth_in.data(),  biases ? depth_bias_in.data() : nullptr,
                                   point_in.data(),  biases ? point_bias_in.data() : nullptr,
-                                  shape,            dtype};
+                                  shape,            dtype,
+                                  stay};
   const PackedWeights packed(evsam::mbconv_pack, from);
   Tensor y(dtype, static_cast<std::int64_t>(expected.values.size()));
   evsam::mbconv({x_in.data(), y.data(), has_residual ? residual_in.data() : nullptr, packed.data(),
-                 batch, height, width, shape, activation, dtype, num_threads});
+                 stay ? expand_in.data() : nullptr, stay ? point_in.data() : nullptr, batch, height, width, shape, activation, dtype, num_threads});
   compare(join({batch, height, width, shape.in_channels, mid, shape.out_channels, shape.kernel,
                 shape.stride, turn}),
           dtype, expected.values, y);
@@ -66,8 +67,11 @@ int main() {
     // In forms: the expansion where the input's lines are even, the projection where the output's are.
     for (std::int64_t width : {4, 7, 10})
       for (std::int64_t stride : {1, 2}) {
-        check(dtype, 2, 9, width, {128, 256, 128, 3, stride}, turn++);
-        check(dtype, 1, 8, width, {192, 320, 192, 3, stride}, turn++);
+        for (bool stay : {false, true}) {
+          if (stay && dtype != DType::float32) continue;
+          check(dtype, 2, 9, width, {128, 256, 128, 3, stride}, turn++, stay);
+          check(dtype, 1, 8, width, {192, 320, 192, 3, stride}, turn++, stay);
+        }
       }
     // So wide that a few lines at a time fill L2, and several of them overlap.
     check(dtype, 1, 12, 150, {2, 40, 3, 3, 1}, turn++);

@@ -22,6 +22,7 @@ struct MBConvWeights {
   const void* point_bias;     // [out_channels]; null for zeros
   MBConvShape shape;
   DType dtype;  // of all of these: float16, bfloat16 or float32
+  bool stay;    // whether the weights of the 1x1 convolutions, float32, stay there for mbconv() to read
 };
 
 struct MBConvArgs {
@@ -29,6 +30,7 @@ struct MBConvArgs {
   void* y;               // [batch, height', width', out_channels], overlaps nothing else
   const void* residual;  // as y; null for none
   const void* packed;    // what mbconv_pack wrote with the same instruction set
+  const void *expand_weight, *point_weight;  // as mbconv_pack had them, if they stay; null otherwise
   std::int64_t batch, height, width;  // of x; those of y are (size - 1) / stride + 1
   MBConvShape shape;
   Activation activation;  // after the first and after the second convolution

@@ -57,6 +57,9 @@ def mbconv(
     batch, in_channels, height, width = x.shape
     mid_channels, _, kernel, _ = depth_weight.shape
     out_channels = point_weight.shape[0]
+    # The kernel reads these as they are, which saves memory.
+    pointwise = (expand_weight, point_weight)
+    stay = x.dtype == torch.float32 and all(weight.is_contiguous() for weight in pointwise)
 
     def pack(
         expand_weight: Tensor,
@@ -79,6 +82,7 @@ def mbconv(
             kernel=kernel,
             stride=stride,
             dtype=dtype_name(expand_weight),
+            stay=stay,
         )
 
     x, residual = channels_last(x), dense_residual(residual)
@@ -88,7 +92,9 @@ def mbconv(
         "mbconv",
         {"x": x, "residual": residual},
         y,
-        packed=packed(weights, (stride,), pack),
+        packed=packed(weights, (stride, stay), pack),
+        expand_weight=address(expand_weight) if stay else None,
+        point_weight=address(point_weight) if stay else None,
         batch=batch,
         height=height,
         width=width,
