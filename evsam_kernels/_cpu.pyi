@@ -6,6 +6,13 @@ import numpy.typing as npt
 def available_isas() -> list[str]: ...
 def isa() -> str: ...
 def use_isa(name: str) -> None: ...
+
+class Launches:
+    def __init__(self) -> None: ...
+    @staticmethod
+    def stand_in(number: int) -> int: ...
+    def run(self, maps: list[int]) -> None: ...
+
 def layer_norm_2d(
     *,
     x: int,
@@ -17,6 +24,7 @@ def layer_norm_2d(
     eps: float,
     dtype: str,
     num_threads: int,
+    later: Launches | None = None,
 ) -> None: ...
 
 class ConvActPacked:
@@ -66,6 +74,7 @@ def conv_act(
     width: int,
     activation: str | None,
     num_threads: int,
+    later: Launches | None = None,
 ) -> None: ...
 def pack_fused_mbconv(
     *,
@@ -92,6 +101,7 @@ def fused_mbconv(
     width: int,
     activation: str | None,
     num_threads: int,
+    later: Launches | None = None,
 ) -> None: ...
 def pack_mbconv(
     *,
@@ -122,6 +132,7 @@ def mbconv(
     width: int,
     activation: str | None,
     num_threads: int,
+    later: Launches | None = None,
 ) -> None: ...
 def pack_multi_scale_attention(
     *,
@@ -151,6 +162,7 @@ def multi_scale_attention(
     width: int,
     eps: float,
     num_threads: int,
+    later: Launches | None = None,
 ) -> None: ...
 def relu_linear_attention(
     *,
@@ -163,6 +175,7 @@ def relu_linear_attention(
     eps: float,
     dtype: str,
     num_threads: int,
+    later: Launches | None = None,
 ) -> None: ...
 
 _Sums = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
@@ -251,4 +264,5 @@ def upsample_add(
     channels: int,
     dtype: str,
     num_threads: int,
+    later: Launches | None = None,
 ) -> None: ...

@@ -25,6 +25,7 @@
 #include "evsam/update_keys.h"
 #include "evsam/upsample_add.h"
 #include "evsam/upscale_masks.h"
+#include "launches.h"
 #include "packed.h"
 
 namespace py = pybind11;
@@ -147,7 +148,7 @@ Args map_arguments(const Packed& packed, Address x, Address y, std::optional<Add
 
 void layer_norm_2d(Address x, Address y, std::optional<Address> weight, std::optional<Address> bias,
                    std::int64_t rows, std::int64_t channels, double eps,
-                   const std::string& dtype_name, int num_threads) {
+                   const std::string& dtype_name, int num_threads, Launches* later) {
   check_at_least("rows", rows, 0);
   check_at_least("channels", channels, 1);
   check_at_least("num_threads", num_threads, 1);
@@ -164,8 +165,7 @@ void layer_norm_2d(Address x, Address y, std::optional<Address> weight, std::opt
   args.eps = eps;
   args.dtype = dtype;
   args.num_threads = num_threads;
-  const py::gil_scoped_release without_gil;
-  evsam::layer_norm_2d(args);
+  launch(evsam::layer_norm_2d, args, later);
 }
 
 using ConvActPacked = Packed<evsam::ConvActWeights, evsam::conv_act_pack>;
@@ -198,15 +198,14 @@ ConvActPacked pack_conv_act(Address weight, std::optional<Address> bias, std::in
 
 void conv_act(const ConvActPacked& packed, Address x, Address y, std::optional<Address> residual,
               std::int64_t batch, std::int64_t height, std::int64_t width,
-              const std::optional<std::string>& activation, int num_threads) {
+              const std::optional<std::string>& activation, int num_threads, Launches* later) {
   const evsam::ConvShape& conv = packed.weights().conv;
   auto args = map_arguments<evsam::ConvActArgs>(packed, x, y, residual, batch, height, width,
                                                 conv.stride, conv.in_channels, conv.out_channels,
                                                 num_threads);
   args.conv = conv;
   args.activation = parse_activation(activation);
-  const py::gil_scoped_release without_gil;
-  evsam::conv_act(args);
+  launch(evsam::conv_act, args, later);
 }
 
 FusedMBConvPacked pack_fused_mbconv(Address spatial_weight, std::optional<Address> spatial_bias,
@@ -236,15 +235,14 @@ FusedMBConvPacked pack_fused_mbconv(Address spatial_weight, std::optional<Addres
 void fused_mbconv(const FusedMBConvPacked& packed, Address x, Address y,
                   std::optional<Address> residual, std::int64_t batch, std::int64_t height,
                   std::int64_t width, const std::optional<std::string>& activation,
-                  int num_threads) {
+                  int num_threads, Launches* later) {
   const evsam::FusedMBConvShape& shape = packed.weights().shape;
   auto args = map_arguments<evsam::FusedMBConvArgs>(packed, x, y, residual, batch, height, width,
                                                     shape.stride, shape.in_channels,
                                                     shape.out_channels, num_threads);
   args.shape = shape;
   args.activation = parse_activation(activation);
-  const py::gil_scoped_release without_gil;
-  evsam::fused_mbconv(args);
+  launch(evsam::fused_mbconv, args, later);
 }
 
 MBConvPacked pack_mbconv(Address expand_weight, std::optional<Address> expand_bias,
@@ -278,7 +276,7 @@ MBConvPacked pack_mbconv(Address expand_weight, std::optional<Address> expand_bi
 void mbconv(const MBConvPacked& packed, std::optional<Address> expand_weight,
             std::optional<Address> point_weight, Address x, Address y,
             std::optional<Address> residual, std::int64_t batch, std::int64_t height, std::int64_t width,
-            const std::optional<std::string>& activation, int num_threads) {
+            const std::optional<std::string>& activation, int num_threads, Launches* later) {
   const evsam::MBConvShape& shape = packed.weights().shape;
   auto args = map_arguments<evsam::MBConvArgs>(packed, x, y, residual, batch, height, width,
                                                shape.stride, shape.in_channels, shape.out_channels,
@@ -289,8 +287,7 @@ void mbconv(const MBConvPacked& packed, std::optional<Address> expand_weight,
   args.point_weight = optional_pointer("point_weight", point_weight, args.dtype, 1);
   args.shape = shape;
   args.activation = parse_activation(activation);
-  const py::gil_scoped_release without_gil;
-  evsam::mbconv(args);
+  launch(evsam::mbconv, args, later);
 }
 
 using Addresses = std::vector<Address>;
@@ -346,20 +343,19 @@ MultiScaleAttentionPacked pack_multi_scale_attention(
 
 void multi_scale_attention(const MultiScaleAttentionPacked& packed, Address x, Address y,
                            std::optional<Address> residual, std::int64_t batch,
-                           std::int64_t height, std::int64_t width, double eps, int num_threads) {
+                           std::int64_t height, std::int64_t width, double eps, int num_threads, Launches* later) {
   const evsam::MultiScaleAttentionShape& shape = packed.weights().shape;
   auto args = map_arguments<evsam::MultiScaleAttentionArgs>(
       packed, x, y, residual, batch, height, width, 1, shape.in_channels, shape.out_channels,
       num_threads);
   args.shape = shape;
   args.eps = eps;
-  const py::gil_scoped_release without_gil;
-  evsam::multi_scale_attention(args);
+  launch(evsam::multi_scale_attention, args, later);
 }
 
 void relu_linear_attention(Address qkv, Address y, std::int64_t batch, std::int64_t tokens,
                            std::int64_t heads, std::int64_t head_dim, double eps,
-                           const std::string& dtype_name, int num_threads) {
+                           const std::string& dtype_name, int num_threads, Launches* later) {
   check_at_least("batch", batch, 0);
   check_at_least("tokens", tokens, 1);
   check_at_least("heads", heads, 1);
@@ -376,8 +372,7 @@ void relu_linear_attention(Address qkv, Address y, std::int64_t batch, std::int6
   args.head_dim = head_dim;
   args.eps = eps;
   args.num_threads = num_threads;
-  const py::gil_scoped_release without_gil;
-  evsam::relu_linear_attention(args);
+  launch(evsam::relu_linear_attention, args, later);
 }
 
 template <class T>
@@ -668,7 +663,7 @@ void upscale_masks(const Array<float>& base, const Array<float>& scales,
 void upsample_add(const Addresses& maps,
                   const std::vector<std::pair<std::int64_t, std::int64_t>>& sizes, Address y,
                   std::int64_t batch, std::int64_t height, std::int64_t width,
-                  std::int64_t channels, const std::string& dtype_name, int num_threads) {
+                  std::int64_t channels, const std::string& dtype_name, int num_threads, Launches* later) {
   check(!maps.empty(), "maps must hold at least one map");
   check(sizes.size() == maps.size(), "sizes must hold one size per map");
   check_at_least("batch", batch, 0);
@@ -694,8 +689,18 @@ void upsample_add(const Addresses& maps,
   args.width = width;
   args.channels = channels;
   args.num_threads = num_threads;
-  const py::gil_scoped_release without_gil;
-  evsam::upsample_add(args);
+  if (later == nullptr) {
+    const py::gil_scoped_release without_gil;
+    return evsam::upsample_add(args);
+  }
+  later->add([args, checked](const Launches::Maps& all) {
+    evsam::UpsampleAddArgs found = args;
+    std::vector<evsam::UpsampleAddMap> maps = checked;
+    for (evsam::UpsampleAddMap& map : maps) map.x = Launches::found(map.x, all);
+    found.maps = maps.data();
+    found.y = Launches::found(args.y, all);
+    evsam::upsample_add(found);
+  });
 }
 
 template <class T>
@@ -717,8 +722,15 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("use_isa", &evsam::use_isa, "name"_a,
              "Use this instruction set from now on, in place of what EVSAM_CPU_ISA says.");
 
+  py::class_<Launches>(module, "Launches", "Launches of kernels that are repeated with other maps.")
+      .def(py::init<>())
+      .def_static("stand_in", &Launches::stand_in, "number"_a,
+                  "What a launch that is added is given as the address of map `number`.")
+      .def("run", &Launches::run, "maps"_a, py::call_guard<py::gil_scoped_release>(),
+           "All of them, in turn, the maps being at these addresses.");
+
   module.def("layer_norm_2d", &layer_norm_2d, py::kw_only(), "x"_a, "y"_a, "weight"_a, "bias"_a,
-             "rows"_a, "channels"_a, "eps"_a, "dtype"_a, "num_threads"_a,
+             "rows"_a, "channels"_a, "eps"_a, "dtype"_a, "num_threads"_a, "later"_a = py::none(),
              "LayerNorm over rows of channels; see csrc/include/evsam/layer_norm_2d.h.");
 
   bind_packed<ConvActPacked>(module, "ConvActPacked");
@@ -730,21 +742,21 @@ PYBIND11_MODULE(_cpu, module) {
              "out_channels"_a, "kernel"_a, "stride"_a, "dilation"_a, "groups"_a,
              "dtype"_a, "Weights for conv_act; see csrc/include/evsam/conv_act.h.");
   module.def("conv_act", &conv_act, py::kw_only(), "packed"_a, "x"_a, "y"_a, "residual"_a,
-             "batch"_a, "height"_a, "width"_a, "activation"_a, "num_threads"_a,
+             "batch"_a, "height"_a, "width"_a, "activation"_a, "num_threads"_a, "later"_a = py::none(),
              "Convolution, bias, activation, residual; see csrc/include/evsam/conv_act.h.");
   module.def("pack_fused_mbconv", &pack_fused_mbconv, py::kw_only(), "spatial_weight"_a,
              "spatial_bias"_a, "point_weight"_a, "point_bias"_a, "in_channels"_a, "mid_channels"_a,
              "out_channels"_a, "kernel"_a, "stride"_a, "large_maps"_a, "dtype"_a,
              "Weights for fused_mbconv; see csrc/include/evsam/fused_mbconv.h.");
   module.def("fused_mbconv", &fused_mbconv, py::kw_only(), "packed"_a, "x"_a, "y"_a, "residual"_a,
-             "batch"_a, "height"_a, "width"_a, "activation"_a, "num_threads"_a,
+             "batch"_a, "height"_a, "width"_a, "activation"_a, "num_threads"_a, "later"_a = py::none(),
              "Convolution, activation, 1x1 convolution; see csrc/include/evsam/fused_mbconv.h.");
   module.def("pack_mbconv", &pack_mbconv, py::kw_only(), "expand_weight"_a, "expand_bias"_a,
              "depth_weight"_a, "depth_bias"_a, "point_weight"_a, "point_bias"_a, "in_channels"_a,
              "mid_channels"_a, "out_channels"_a, "kernel"_a, "stride"_a, "dtype"_a, "stay"_a,
              "Weights for mbconv; see csrc/include/evsam/mbconv.h.");
   module.def("mbconv", &mbconv, py::kw_only(), "packed"_a, "expand_weight"_a, "point_weight"_a, "x"_a,
-             "y"_a, "residual"_a, "batch"_a, "height"_a, "width"_a, "activation"_a, "num_threads"_a,
+             "y"_a, "residual"_a, "batch"_a, "height"_a, "width"_a, "activation"_a, "num_threads"_a, "later"_a = py::none(),
              "1x1, depthwise and 1x1 convolution; see csrc/include/evsam/mbconv.h.");
   module.def("pack_multi_scale_attention", &pack_multi_scale_attention, py::kw_only(),
              "qkv_weight"_a, "qkv_bias"_a, "depth_weights"_a, "depth_biases"_a, "group_weights"_a,
@@ -752,10 +764,10 @@ PYBIND11_MODULE(_cpu, module) {
              "head_dim"_a, "out_channels"_a, "kernels"_a, "dtype"_a,
              "Weights for multi_scale_attention; see csrc/include/evsam/multi_scale_attention.h.");
   module.def("multi_scale_attention", &multi_scale_attention, py::kw_only(), "packed"_a, "x"_a,
-             "y"_a, "residual"_a, "batch"_a, "height"_a, "width"_a, "eps"_a, "num_threads"_a,
+             "y"_a, "residual"_a, "batch"_a, "height"_a, "width"_a, "eps"_a, "num_threads"_a, "later"_a = py::none(),
              "The LiteMLA block; see csrc/include/evsam/multi_scale_attention.h.");
   module.def("relu_linear_attention", &relu_linear_attention, py::kw_only(), "qkv"_a, "y"_a,
-             "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "eps"_a, "dtype"_a, "num_threads"_a,
+             "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "eps"_a, "dtype"_a, "num_threads"_a, "later"_a = py::none(),
              "Linear attention of every head; see csrc/include/evsam/relu_linear_attention.h.");
   module.def("measure_masks", &measure_masks, py::kw_only(), py::arg("logits").noconvert(),
              "rows"_a, "columns"_a, "inner"_a, "threshold"_a, "outer"_a, "tolerance"_a, "resolve"_a,
@@ -787,6 +799,6 @@ PYBIND11_MODULE(_cpu, module) {
              "num_threads"_a,
              "Masks from the image's keys; see csrc/include/evsam/upscale_masks.h.");
   module.def("upsample_add", &upsample_add, py::kw_only(), "maps"_a, "sizes"_a, "y"_a, "batch"_a,
-             "height"_a, "width"_a, "channels"_a, "dtype"_a, "num_threads"_a,
+             "height"_a, "width"_a, "channels"_a, "dtype"_a, "num_threads"_a, "later"_a = py::none(),
              "Sum of resized maps of these sizes (height, width); see csrc/include/evsam/upsample_add.h.");
 }

@@ -273,18 +273,26 @@ class _Recorder:
         made = range(self.inputs, len(self.maps))
         if not self.knows_all or not all(number in made for number in numbers):
             return None
-        steps, copies = [], []
+        launches, held = native().Launches(), []
         for step in self.steps:
-            arguments = dict(step.arguments)
-            for key, value in arguments.items():
-                if isinstance(value, Tensor):
-                    # Weights may move, and what is kept with them must not hold them.
-                    copies.append(value.detach().clone())
-                    arguments[key] = copies[-1].data_ptr()
-            steps.append(step._replace(arguments=arguments))
+            # What is kept with weights must not hold them.
+            arguments = {
+                key: value.detach().clone() if isinstance(value, Tensor) else value
+                for key, value in step.arguments.items()
+            }
+            maps = {
+                key: [launches.stand_in(each) for each in map_]
+                if isinstance(map_, list)
+                else launches.stand_in(map_)
+                for key, map_ in step.maps
+            }
+            step.kernel(
+                **maps, y=launches.stand_in(step.y), **_by_address(arguments), later=launches
+            )
+            held.append(arguments)
         places, size = self._places(numbers)
         shapes = {number: self.maps[number].shape for number in numbers}
-        return _Recording(steps, places, size, numbers, shapes, copies)
+        return _Recording(launches, [places.get(n, 0) for n in made], size, numbers, shapes, held)
 
     def _places(self, results: Sequence[int]) -> tuple[dict[int, int], int]:
         """Where in one piece of memory maps lie that are not returned, and its size in bytes."""
@@ -313,20 +321,21 @@ class _Recording(NamedTuple):
     """Launches that can be repeated with other inputs of the same shapes.
 
     Attributes:
-        steps: the launches.
-        places: of maps that are not returned, in bytes from the beginning of `size` bytes.
+        launches: the launches.
+        places: of the maps that they make, in bytes from the beginning of `size` bytes; of those
+            that are returned anything.
         size: of the memory for these.
         results: the maps that are returned.
         shapes: of these.
-        copies: of weights, that launches read.
+        held: what launches read besides maps.
     """
 
-    steps: list[_Step]
-    places: dict[int, int]
+    launches: Any
+    places: list[int]
     size: int
     results: list[int]
     shapes: dict[int, torch.Size]
-    copies: list[Tensor]
+    held: list[dict[str, Any]]
 
     def images_at_once(self, threads: int) -> int:
         """How many images of the batch to take together."""
@@ -341,15 +350,8 @@ class _Recording(NamedTuple):
         results = {
             number: empty_channels_last(inputs[0], shape) for number, shape in self.shapes.items()
         }
-        addresses = {number: begin + place for number, place in self.places.items()}
-        addresses.update((number, x.data_ptr()) for number, x in enumerate(inputs))
-        addresses.update((number, result.data_ptr()) for number, result in results.items())
-        for kernel, maps, y, arguments in self.steps:
-            read = {
-                key: [addresses[each] for each in map_]
-                if isinstance(map_, list)
-                else addresses[map_]
-                for key, map_ in maps
-            }
-            kernel(**read, y=addresses[y], **arguments)
+        addresses = [*(x.data_ptr() for x in inputs), *(begin + place for place in self.places)]
+        for number, result in results.items():
+            addresses[number] = result.data_ptr()
+        self.launches.run(addresses)
         return [results[number] for number in self.results]
