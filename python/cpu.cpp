@@ -4,6 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -166,6 +170,12 @@ void layer_norm_2d(Address x, Address y, std::optional<Address> weight, std::opt
   args.dtype = dtype;
   args.num_threads = num_threads;
   launch(evsam::layer_norm_2d, args, later);
+}
+
+void trim() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
 }
 
 using ConvActPacked = Packed<evsam::ConvActWeights, evsam::conv_act_pack>;
@@ -721,6 +731,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("isa", &evsam::isa, "Name of the instruction set in use.");
   module.def("use_isa", &evsam::use_isa, "name"_a,
              "Use this instruction set from now on, in place of what EVSAM_CPU_ISA says.");
+  module.def("trim", &trim, py::call_guard<py::gil_scoped_release>(),
+             "Give the system back what is free in the heap, where the C library can do that.");
 
   py::class_<Launches>(module, "Launches", "Launches of kernels that are repeated with other maps.")
       .def(py::init<>())

@@ -94,6 +94,8 @@ def replayed(
             first.append(run(*inputs))
         finally:
             _current.recorder = None
+        # Maps of the first time lay one by one between weights that are packed.
+        native().trim()
         return recorder.recording(first[0])
 
     recording: _Recording | None = kept(
