@@ -46,8 +46,8 @@ def kept(tensors: Sequence[Tensor], key: tuple[Any, ...], make: Callable[[], Any
     """What `make()` returns, made once and kept with the first tensor.
 
     Made anew when a tensor was replaced, moved or changed in place in a way that autograd notices
-    too, or when the first of `key` changes. Inference tensors do not tell when they are changed: what is
-    made of them is not kept.
+    too, or when the first of `key` changes. Inference tensors do not tell when they are changed:
+    what is made of them is not kept.
 
     Args:
         tensors: what it is made from, at least one. It must not hold the first of them itself.

@@ -85,47 +85,50 @@ def replayed(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *weights)):
         return run(*inputs)
     inputs = [channels_last(x) for x in inputs]
-    first: list[Sequence[Tensor]] = []
+    settings = [setting for module in inside for setting in _settings(module)]
+    threads = torch.get_num_threads()
 
-    def record() -> _Recording | None:
-        recorder = _Recorder(inputs)
-        _current.recorder = recorder
-        try:
-            first.append(run(*inputs))
-        finally:
-            _current.recorder = None
-        # Maps of the first time lay one by one between weights that are packed.
-        native().trim()
-        return recorder.recording(first[0])
+    def recording_for(
+        inputs: Sequence[Tensor],
+    ) -> tuple[_Recording | None, Sequence[Tensor] | None]:
+        """The recording, and the results if this was the first time."""
+        first: list[Sequence[Tensor]] = []
 
-    recording: _Recording | None = kept(
-        weights,
-        (
-            native().isa(),
-            "recording",
-            torch.get_num_threads(),
-            *((x.shape, x.dtype) for x in inputs),
-            *(setting for module in inside for setting in _settings(module)),
-        ),
-        record,
-    )
-    if first:
-        return first[0]
+        def record() -> _Recording | None:
+            recorder = _Recorder(inputs)
+            _current.recorder = recorder
+            try:
+                first.append(run(*inputs))
+            finally:
+                _current.recorder = None
+            # Maps of the first time lay one by one between weights that are packed.
+            native().trim()
+            return recorder.recording(first[0])
+
+        of_inputs = [(x.shape, x.dtype) for x in inputs]
+        key = (native().isa(), "recording", threads, *of_inputs, *settings)
+        recording: _Recording | None = kept(weights, key, record)
+        return recording, first[0] if first else None
+
+    recording, results = recording_for(inputs)
+    if results is not None:
+        return results
     if recording is None:
         return run(*inputs)
-    at_once = recording.images_at_once(torch.get_num_threads())
+    results = recording.results_for(inputs)
+    at_once = recording.images_at_once(threads)
     if at_once >= len(inputs[0]):
-        return recording.replay(inputs)
-    split = zip(*(x.split(at_once) for x in inputs), strict=True)
-    parts = [replayed(owner, run, part) for part in split]
-    return [_joined(maps) for maps in zip(*parts, strict=True)]
-
-
-def _joined(maps: Sequence[Tensor]) -> Tensor:
-    """Maps of images one after the other, as one."""
-    images = sum(len(map_) for map_ in maps)
-    whole = empty_channels_last(maps[0], (images, *maps[0].shape[1:]))
-    return torch.cat(list(maps), out=whole)
+        recording.replay(inputs, results)
+        return results
+    for maps in zip(*(map_.split(at_once) for map_ in (*inputs, *results)), strict=True):
+        part, of_part = maps[: len(inputs)], maps[len(inputs) :]
+        recording, made = recording_for(part)
+        if recording is not None and made is None:
+            recording.replay(part, of_part)
+        else:
+            for result, map_ in zip(of_part, made or run(*part), strict=True):
+                result.copy_(map_)
+    return results
 
 
 def _by_address(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -345,15 +348,18 @@ class _Recording(NamedTuple):
         cached = _CACHED * images // max(self.size, 1)
         return max(cached, -(-threads // _THREADS_OF_AN_IMAGE))
 
-    def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """What the inputs give; they are dense NHWC."""
-        memory = inputs[0].new_empty(self.size, dtype=torch.uint8)
-        begin = memory.data_ptr()
-        results = {
+    def results_for(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Room for what the inputs give."""
+        made = {
             number: empty_channels_last(inputs[0], shape) for number, shape in self.shapes.items()
         }
+        return [made[number] for number in self.results]
+
+    def replay(self, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+        """Write what the inputs give; all are dense NHWC."""
+        memory = inputs[0].new_empty(self.size, dtype=torch.uint8)
+        begin = memory.data_ptr()
         addresses = [*(x.data_ptr() for x in inputs), *(begin + place for place in self.places)]
-        for number, result in results.items():
+        for number, result in zip(self.results, results, strict=True):
             addresses[number] = result.data_ptr()
         self.launches.run(addresses)
-        return [results[number] for number in self.results]

@@ -436,9 +436,9 @@ def test_a_large_batch_is_taken_in_parts(sequence, threads, monkeypatch, count, 
     expected = sequence(x)
     plain, batches = recording._Recording.replay, []
 
-    def counted(self, inputs):
+    def counted(self, inputs, results):
         batches.append(len(inputs[0]))
-        return plain(self, inputs)
+        plain(self, inputs, results)
 
     monkeypatch.setattr(recording._Recording, "replay", counted)
     for _ in range(2):
@@ -453,9 +453,15 @@ def test_a_large_batch_is_taken_in_parts(sequence, threads, monkeypatch, count, 
 def test_a_small_batch_is_taken_at_once(sequence, monkeypatch):
     x = image(5, 3, 18, 22)
     expected = sequence(x)
-    with monkeypatch.context() as patch:
-        patch.setattr(recording, "_joined", None)
-        assert torch.equal(sequence(x), expected)
+    plain, batches = recording._Recording.replay, []
+
+    def counted(self, inputs, results):
+        batches.append(len(inputs[0]))
+        plain(self, inputs, results)
+
+    monkeypatch.setattr(recording._Recording, "replay", counted)
+    assert torch.equal(sequence(x), expected)
+    assert batches == [5]
 
 
 def test_the_first_time_keeps_no_map_longer_than_needed(monkeypatch):
