@@ -118,7 +118,7 @@ struct Plan {
         padding(args.shape.kernel / 2),
         num_threads(args.num_threads),
         transposed(takes_forms<E>(args.shape.in_channels, args.shape.mid_channels)),
-        in_forms(transposed && mixes_pairs(width)),
+        in_forms(transposed && gains_by_forms(height, width)),
         own_input(args.shape.mid_channels >= worth_reading * args.num_threads),
         projection(out_height * out_width, round_up(args.shape.out_channels), args.num_threads) {
     constexpr std::int64_t l2 = 192 << 10, l3 = 8 << 20, size = sizeof(E);
@@ -134,8 +134,11 @@ struct Plan {
   std::int64_t padded_lines() const { return (lines - 1) * stride + kernel; }
   std::int64_t in_pixels() const { return height * width; }
   std::int64_t pixels() const { return out_height * out_width; }
-  // Whether pixels that share a form are neighbours that the depthwise convolution mixes.
-  bool mixes_pairs(std::int64_t line) const { return line % 2 == 0 && kernel > stride; }
+  // Whether pixels that share a form are neighbours that the depthwise convolution mixes, and so many that they are
+  // worth the forms of the weights. What becomes of few differs more from what is to be expected, too.
+  bool gains_by_forms(std::int64_t lines, std::int64_t line) const {
+    return line % 2 == 0 && kernel > stride && lines * line >= 128;
+  }
 };
 
 // An image as the left operand of the expansion.
@@ -190,7 +193,8 @@ struct OwnRoom {
 
   OwnRoom(Pieces& pieces, const Plan<E>& plan, const MBConvShape& shape)
       : expanded(pieces.take<E>(plan.padded_lines() * plan.padded_width() * plan.chunk)),
-        projection(pieces, plan.mixes_pairs(plan.out_width) ? plan.projection.rows_at_once : 0),
+        projection(pieces, plan.gains_by_forms(plan.out_height, plan.out_width)
+                               ? plan.projection.rows_at_once : 0),
         sums(pieces, most(plan.rows, plan.projection.rows_at_once)) {
     for (float*& pair : right)
       pair = RightForms(pieces, plan.transposed ? input_blocks(shape) : 0).elements;

@@ -247,6 +247,74 @@ def test_weights_are_packed_once_for_small_maps_and_once_for_large_ones(noted):
     assert len(packs) == 3
 
 
+@pytest.mark.parametrize("size", [(6, 8), (16, 36), (17, 35)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_large_weights_are_read_where_they_are(noted, size, stride):
+    case = Case("mbconv", "large", {"channels": (128, 256, 128), "size": size, "batch": 2})
+    operands = case.operands(torch.float32) | {"stride": stride, "residual": None}
+    packs = noted("pack_mbconv")
+    expected = call("mbconv", operands, "cpu")
+    assert_within_budget("mbconv", operands, "cpu")
+    assert [settings["stay"] for settings in packs] == [True]
+    # Not as they are in memory: copied.
+    for name in ("expand_weight", "point_weight"):
+        turned = operands[name].transpose(0, 1).contiguous().transpose(0, 1)
+        assert torch.equal(call("mbconv", operands | {name: turned}, "cpu"), expected)
+    assert [settings["stay"] for settings in packs] == [True, False, False]
+    operands["expand_weight"].share_memory_()
+    assert torch.equal(call("mbconv", operands, "cpu"), expected)
+    # Where the weights are now.
+    addresses = [settings["expand_weight"] for settings in packs]
+    assert addresses[-1] == operands["expand_weight"].data_ptr() != addresses[0]
+
+
+def test_weights_that_stay_or_not_are_not_confused():
+    weight, x = torch.zeros(4), torch.zeros(4)
+    weights = {
+        "expand_weight": weight.data_ptr(),
+        "expand_bias": None,
+        "depth_weight": weight.data_ptr(),
+        "depth_bias": None,
+        "point_weight": weight.data_ptr(),
+        "point_bias": None,
+        "in_channels": 1,
+        "mid_channels": 1,
+        "out_channels": 1,
+        "kernel": 1,
+        "stride": 1,
+    }
+    with pytest.raises(ValueError, match="stay must be False for float16"):
+        _cpu.pack_mbconv(**weights, dtype="float16", stay=True)
+    arguments = {"x": x.data_ptr(), "y": x.data_ptr(), "residual": None, "batch": 1, "height": 1}
+    arguments |= {"width": 1, "activation": None, "num_threads": 1}
+    for stay in (False, True):
+        packed = _cpu.pack_mbconv(**weights, dtype="float32", stay=stay)
+        given = None if stay else weight.data_ptr()
+        with pytest.raises(ValueError, match="must be given where they stay"):
+            _cpu.mbconv(packed=packed, expand_weight=given, point_weight=given, **arguments)
+
+
+def test_launches_need_all_their_maps():
+    launches, x = _cpu.Launches(), torch.ones(4)
+    _cpu.layer_norm_2d(
+        x=launches.stand_in(0),
+        y=launches.stand_in(1),
+        weight=None,
+        bias=None,
+        rows=2,
+        channels=2,
+        eps=1e-6,
+        dtype="float32",
+        num_threads=1,
+        later=launches,
+    )
+    with pytest.raises(IndexError):
+        launches.run([x.data_ptr()])
+    y = torch.ones(4)
+    launches.run([x.data_ptr(), y.data_ptr()])
+    assert torch.equal(y, torch.zeros(4))
+
+
 def test_a_copy_of_a_module_has_weights_of_its_own():
     fused = ek.fuse(ek.nn.ConvLayer(8, 8, act_func=None).eval(), backend="cpu")
     x = torch.randn(1, 8, 4, 4)
