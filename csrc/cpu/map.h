@@ -40,7 +40,7 @@ struct Output {
     Storage* y;
     const Storage* residual;
     std::int64_t count;
-    bool whole;  // aligned vectors
+    bool whole;  // what is sent is aligned
 
     EVSAM_INLINE void operator()(std::int64_t column, Vec value) const {
       if (column >= count) return;
@@ -49,6 +49,23 @@ struct Output {
         if (whole) return send(y + column, value);
       }
       store(y + column, value, count - column);
+    }
+
+    // Two vectors that follow one another.
+    EVSAM_INLINE void operator()(std::int64_t column, Vec value, Vec next) const {
+#if defined(__AVX512BF16__)
+      if constexpr (same<Storage, BFloat16> && !stays) {
+        if (whole && column + 2 * lanes <= count) {
+          if (residual != nullptr) {
+            value += load(residual + column);
+            next += load(residual + column + lanes);
+          }
+          return send(y + column, value, next);
+        }
+      }
+#endif
+      (*this)(column, value);
+      (*this)(column + lanes, next);
     }
   };
 
@@ -204,6 +221,17 @@ struct ProductTasks {
   }
 };
 
+// Passes two vectors on to a line of a sink, together where it takes them so.
+template <class Line>
+EVSAM_INLINE void pass_two(const Line& line, std::int64_t column, Vec value, Vec next) {
+  if constexpr (std::is_invocable_v<const Line&, std::int64_t, Vec, Vec>) {
+    line(column, value, next);
+  } else {
+    line(column, value);
+    line(column + lanes, next);
+  }
+}
+
 // activation(products + bias) of columns [first, first + columns), into the sink.
 template <class E, class Activate, class Sink>
 void pass_on(const float* products, std::int64_t stride, std::int64_t rows, std::int64_t first,
@@ -215,9 +243,9 @@ void pass_on(const float* products, std::int64_t stride, std::int64_t rows, std:
     const auto line = sink(row);
     const float* from = products + row * stride;
     for (std::int64_t column = 0; column < columns; column += panel) {
-      line(first + column, activate(fma(load(from + column), scale, load(bias + column))));
       const std::int64_t next = column + lanes;
-      line(first + next, activate(fma(load(from + next), scale, load(bias + next))));
+      pass_two(line, first + column, activate(fma(load(from + column), scale, load(bias + column))),
+                activate(fma(load(from + next), scale, load(bias + next))));
     }
   }
 }
@@ -242,8 +270,8 @@ struct FinishInto {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       const auto line = sink(row + i);
-      line(column, activate(fma(sums[i][0], factor, bias0)));
-      line(column + lanes, activate(fma(sums[i][1], factor, bias1)));
+      pass_two(line, column, activate(fma(sums[i][0], factor, bias0)),
+                activate(fma(sums[i][1], factor, bias1)));
     }
   }
 };

@@ -336,8 +336,9 @@ void project(const SharedRoom<E>& shared, const PointWeights<Storage>& weights, 
   for (std::int64_t i = 0; i < rows; ++i) {
     const auto line = output.line(first_pixel + task.row + i);
     const float* from = sums + i * stride - task.column;
-    for (std::int64_t column = task.column; column < task.column_end; column += lanes)
-      line(column, fma(load(from + column), scale, load(matrix.bias + column)));
+    for (std::int64_t column = task.column; column < task.column_end; column += 2 * lanes)
+      line(column, fma(load(from + column), scale, load(matrix.bias + column)),
+           fma(load(from + column + lanes), scale, load(matrix.bias + column + lanes)));
   }
 }
 

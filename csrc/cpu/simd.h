@@ -317,6 +317,18 @@ EVSAM_INLINE void store(BFloat16* to, Vec v) {
 #endif
 }
 
+#if defined(__AVX512BF16__)
+// send() of two vectors that make a cache line.
+EVSAM_INLINE void send(BFloat16* to, Vec v, Vec next) {
+  constexpr int subnormal = 0x20;
+  const __mmask16 both = _mm512_fpclass_ps_mask(v, subnormal) | _mm512_fpclass_ps_mask(next, subnormal);
+  if (__builtin_expect(both == 0, 1))
+    return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)_mm512_cvtne2ps_pbh(next, v));
+  store(to, v);
+  store(to + lanes, next);
+}
+#endif
+
 #if defined(__AVX512F__)
 EVSAM_INLINE void store(Float16* to, Vec v) {
   const __m256i narrow = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
