@@ -165,6 +165,10 @@ def simt_units() -> list[Unit]:
     ]
 
 
+# The bindings of `_cpu`.
+CPU_SOURCES = ["python/cpu.cpp", "python/masks.cpp"]
+
+
 def modules(toolchain: Toolchain) -> dict[str, list[Unit]]:
     """What the extension modules are made of."""
     import pybind11
@@ -173,7 +177,7 @@ def modules(toolchain: Toolchain) -> dict[str, list[Unit]]:
     python = shlex.join(f"-isystem{path}" for path in headers)
     simt = f"{python} -Icsrc/simt {SIMT_FLAGS}"
     return {
-        "_cpu": [*units(toolchain), ("python", Path("python/cpu.cpp"), python)],
+        "_cpu": [*units(toolchain), *(("python", Path(source), python) for source in CPU_SOURCES)],
         "_simt": [*simt_units(), ("python", Path("python/simt.cpp"), simt)],
     }
 
@@ -342,7 +346,7 @@ class BuildNative(build_ext):
 if __name__ == "__main__":
     setup(
         ext_modules=[
-            Extension("evsam_kernels._cpu", ["python/cpu.cpp"]),
+            Extension("evsam_kernels._cpu", CPU_SOURCES),
             Extension("evsam_kernels._simt", ["python/simt.cpp"]),
         ],
         cmdclass={"build_ext": BuildNative},

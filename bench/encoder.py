@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from bench import command, plot, report
 from bench.blocks import Block, Shape, blocks
-from bench.contest import Contest, Outcome, hold
-from bench.contestants import CONTESTANTS, Task
+from bench.contest import Outcome, hold
+from bench.contestants import CONTESTANTS, OURS, Task
 from bench.worker import ISA_ENVIRONMENTS, Worker
 from evsam_kernels.cli.errors import CommandError
 from evsam_kernels.cli.machine import machine
@@ -75,13 +76,14 @@ def run(arguments: argparse.Namespace) -> int:
     refusals = refused(names, task, arguments.isa)
     taking_part = [name for name in names if name not in refusals]
     with command.workers(taking_part, begun.cores, arguments.isa) as workers:
-        whole = _whole(task, workers, arguments.rounds)
-        result |= Contest({**whole.outcomes, **refusals}, whole.allowed_error).as_json()
+        result |= command.held(task, workers, arguments.rounds, "whole encoder")
+        result["contestants"] |= {name: outcome.as_json() for name, outcome in refusals.items()}
         out.print(report.contestants_table(result), report.verdict(result), sep="")
         result["blocks"] = []
         if arguments.blocks:
             parts = blocks(encoder, shape)
-            result["blocks"] = _blocks(parts, task, workers, arguments.rounds, whole)
+            of_whole = result["contestants"][OURS]["median_ms"]
+            result["blocks"] = _blocks(parts, task, workers, arguments.rounds, of_whole)
             out.print(report.blocks_table(result))
     command.end(arguments, begun, result, out, plot.waterfall)
     return 1 if any(map(report.failures, [result, *result["blocks"]])) else 0
@@ -100,17 +102,12 @@ def refused(names: Iterable[str], task: Task, isa: str = "native") -> dict[str, 
     return {name: Outcome(failure=why) for name, why in reasons.items() if why}
 
 
-def _whole(task: Task, workers: Mapping[str, Worker], rounds: int) -> Contest:
-    with progress("whole encoder", len(workers) + rounds) as advance:
-        return hold(task, workers, rounds=rounds, advance=advance)
-
-
 def _blocks(
     parts: list[Block],
     whole_task: Task,
     workers: Mapping[str, Worker],
     rounds: int,
-    whole: Contest,
+    whole_ms: float | None,
 ) -> list[dict[str, Any]]:
     """The blocks' part of the result."""
     found = []
@@ -118,12 +115,12 @@ def _blocks(
         for part in parts:
             task = replace(whole_task, module=part.module, inputs=inputs(part.shapes))
             each = hold(task, workers, rounds=rounds, advance=advance)
-            share = part.count * each.ours.median_ms / whole.ours.median_ms
+            share = math.nan if whole_ms is None else part.count * each.ours.median_ms / whole_ms
             found.append(
                 {
                     "name": part.name,
                     "count": part.count,
-                    "share": None if share != share else share,
+                    "share": None if math.isnan(share) else share,
                     **each.as_json(),
                 }
             )

@@ -39,19 +39,21 @@ def console() -> Console:
 
 
 def contestants_table(result: Result) -> Table:
-    """A line per contestant."""
+    """A line per contestant, with the memory."""
     shown = table(
-        *("contestant", "median ms", "quartiles ms", "/ ours", "preempted", "error"),
+        *("contestant", "median ms", "quartiles ms", "/ ours", "preempted", "peak MB", "error"),
         last="configuration",
     )
     ours = result["contestants"][OURS]["median_ms"]
     for name, outcome in result["contestants"].items():
+        taken = outcome.get("peak_bytes")
         shown.add_row(
             name,
             _number(outcome["median_ms"]),
             _quartiles(outcome["samples_ms"]),
             _number(_ratio(outcome["median_ms"], ours)),
             f"{100 * outcome['preempted']:.0f} %" if outcome["samples_ms"] else "",
+            "" if taken is None else f"{taken / 1e6:.0f}",
             "" if outcome["error"] is None else f"{outcome['error']:.2e}",
             outcome["failure"] or outcome["configuration"],
         )

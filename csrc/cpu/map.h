@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "activation.h"
 #include "matrix.h"
@@ -221,10 +222,20 @@ struct ProductTasks {
   }
 };
 
-// Passes two vectors on to a line of a sink, together where it takes them so.
+// Whether a line of a sink takes two vectors together.
+template <class Line>
+constexpr auto takes_two(int) -> decltype(std::declval<const Line&>()(0, zero(), zero()), bool{}) {
+  return true;
+}
+template <class Line>
+constexpr bool takes_two(long) {
+  return false;
+}
+
+// Passes two vectors on to a line of a sink.
 template <class Line>
 EVSAM_INLINE void pass_two(const Line& line, std::int64_t column, Vec value, Vec next) {
-  if constexpr (std::is_invocable_v<const Line&, std::int64_t, Vec, Vec>) {
+  if constexpr (takes_two<Line>(0)) {
     line(column, value, next);
   } else {
     line(column, value);
@@ -245,7 +256,7 @@ void pass_on(const float* products, std::int64_t stride, std::int64_t rows, std:
     for (std::int64_t column = 0; column < columns; column += panel) {
       const std::int64_t next = column + lanes;
       pass_two(line, first + column, activate(fma(load(from + column), scale, load(bias + column))),
-                activate(fma(load(from + next), scale, load(bias + next))));
+               activate(fma(load(from + next), scale, load(bias + next))));
     }
   }
 }
@@ -271,7 +282,7 @@ struct FinishInto {
     for (int i = 0; i < rows; ++i) {
       const auto line = sink(row + i);
       pass_two(line, column, activate(fma(sums[i][0], factor, bias0)),
-                activate(fma(sums[i][1], factor, bias1)));
+               activate(fma(sums[i][1], factor, bias1)));
     }
   }
 };

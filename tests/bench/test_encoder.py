@@ -34,11 +34,13 @@ def run(tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ben
     return lambda *arguments: main([*options, *map(str, arguments)])
 
 
-def numbers(outcome: dict[str, Any]) -> None:
+def numbers(outcome: dict[str, Any], *, whole: bool) -> None:
     assert set(outcome) == {
         *("configuration", "error", "failure"),
         *("median_ms", "samples_ms", "preempted"),
+        *(["peak_bytes"] if whole else []),
     }
+    assert outcome.get("peak_bytes", 1) > 0
     assert outcome["failure"] == ""
     assert outcome["configuration"]
     assert outcome["median_ms"] > 0
@@ -77,7 +79,7 @@ def test_whole_and_blocks_are_shown_kept_and_compared(
         assert part["best_peer"] == "eager"
         assert list(part["contestants"]) == ["ours", "eager"]
         for outcome in part["contestants"].values():
-            numbers(outcome)
+            numbers(outcome, whole=part is result)
         ours, eager = (outcome["median_ms"] for outcome in part["contestants"].values())
         assert part["speedup"] == pytest.approx(eager / ours)
     whole_ms = result["contestants"]["ours"]["median_ms"]
@@ -87,7 +89,9 @@ def test_whole_and_blocks_are_shown_kept_and_compared(
 
     assert str(machine()) in out
     assert re.search(r"^ours \S+, eager \d", out, re.MULTILINE)
-    assert re.search(r"^  ours +\d.* - \d.* 1\.00 +\d+ % +\d\.\d\de-0\d +\d+ on", out, re.MULTILINE)
+    assert re.search(
+        r"^  ours +\d.* - \d.* 1\.00 +\d+ % +\d+ +\d\.\d\de-0\d +\d+ on", out, re.MULTILINE
+    )
     assert re.search(r"^best peer eager: ours is \d+\.\d\d times as fast$", out, re.MULTILINE)
     assert all(part["name"] in out for part in parts)
 

@@ -52,11 +52,12 @@ def lines(table: Table) -> list[str]:
 
 def test_contestants(result: dict[str, Any]) -> None:
     result["contestants"][OURS]["samples_ms"] = [14.0, 11.0, 9.0, 10.0, 8.0]
+    result["contestants"][OURS]["peak_bytes"] = 123_456_789
     result["contestants"]["peer"]["preempted"] = 0.25
     result["contestants"]["absent"] = Outcome(failure="does not run").as_json()
     head, _, ours, peer, absent = lines(report.contestants_table(result))
-    assert head == "contestant median ms quartiles ms / ours preempted error configuration"
-    assert ours == "ours 10.00 9.00 - 11.00 1.00 0 % 1.00e-06 c"
+    assert head == "contestant median ms quartiles ms / ours preempted peak MB error configuration"
+    assert ours == "ours 10.00 9.00 - 11.00 1.00 0 % 123 1.00e-06 c"
     assert peer == "peer 25.00 25.00 - 25.00 2.50 25 % 2.00e-06 d"
     assert absent == "absent does not run"
 
@@ -206,8 +207,8 @@ def test_failures_are_those_of_ours_alone() -> None:
 def test_markdown(result: dict[str, Any]) -> None:
     head, rule, ours, _ = report.as_markdown(report.contestants_table(result)).splitlines()
     assert head.startswith("| contestant | median ms |")
-    assert rule == "|---|---:|---:|---:|---:|---:|---|"
-    assert ours == "| ours | 10.00 | 10.00 - 10.00 | 1.00 | 0 % | 1.00e-06 | c |"
+    assert rule == "|---|---:|---:|---:|---:|---:|---:|---|"
+    assert ours == "| ours | 10.00 | 10.00 - 10.00 | 1.00 | 0 % |  | 1.00e-06 | c |"
 
 
 @pytest.mark.parametrize(
