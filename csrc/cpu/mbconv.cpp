@@ -24,7 +24,7 @@ namespace {
 // Whether products with so large a matrix are made in forms where the map has the pixels for that.
 template <class E>
 bool takes_forms(std::int64_t rows, std::int64_t columns) {
-  return rows % block == 0 && columns >= FormsRoom::least_columns &&
+  return rows % block == 0 && columns % block == 0 && columns >= FormsRoom::least_columns &&
          has_forms<E>(2, columns, blocks_of(rows));
 }
 
@@ -92,7 +92,7 @@ inline std::int64_t input_blocks(const MBConvShape& shape) { return blocks_of(sh
 // How an image is worked through.
 template <class E>
 struct Plan {
-  static constexpr std::int64_t chunk = 2 * block;    // hidden channels of a task
+  static constexpr std::int64_t chunk = 2 * block;     // hidden channels of a task
   static constexpr std::int64_t rows = 16 * max_rows;  // of a product of the expansion
   // Hidden channels of a thread beside whose products it is nothing to read the image: less than to write
   // lines that other cores hold, where these are far.
@@ -105,7 +105,7 @@ struct Plan {
   std::int64_t group;  // hidden channels between two projections
   bool transposed;  // whether the weights of the expansion are
   bool in_forms;    // of the image and of the weights, whether the expansion is a product of such
-  bool own_input;  // whether every thread reads the image for itself
+  bool own_input;   // whether every thread reads the image for itself
   ProductTasks<E> projection;
 
   Plan(const MBConvArgs& args)
@@ -186,15 +186,15 @@ template <class E>
 struct OwnRoom {
   static constexpr std::int64_t pairs = Plan<E>::chunk / (2 * panel);  // of panels
 
-  E* expanded;  // [padded_lines][padded_width][chunk]
-  float* right[pairs];   // of the expansion's weights, where these are transposed: forms or panels
+  E* expanded;          // [padded_lines][padded_width][chunk]
+  float* right[pairs];  // of the expansion's weights, where these are transposed: forms or panels
   FormsRoom projection;
   Sums sums;
 
   OwnRoom(Pieces& pieces, const Plan<E>& plan, const MBConvShape& shape)
       : expanded(pieces.take<E>(plan.padded_lines() * plan.padded_width() * plan.chunk)),
-        projection(pieces, plan.gains_by_forms(plan.out_height, plan.out_width)
-                               ? plan.projection.rows_at_once : 0),
+        projection(pieces,
+                   plan.gains_by_forms(plan.out_height, plan.out_width) ? plan.projection.rows_at_once : 0),
         sums(pieces, most(plan.rows, plan.projection.rows_at_once)) {
     for (float*& pair : right)
       pair = RightForms(pieces, plan.transposed ? input_blocks(shape) : 0).elements;

@@ -71,6 +71,8 @@ int main() {
           if (stay && dtype != DType::float32) continue;
           check(dtype, 2, 9, width, {128, 256, 128, 3, stride}, turn++, stay);
           check(dtype, 1, 15, 2 * width, {128, 192, 192, 3, stride}, turn++, stay);
+          // Whole pairs of panels of short vectors, yet no whole blocks.
+          check(dtype, 1, 9, 2 * width, {128, 144, 144, 3, stride}, turn++, stay);
         }
       }
     // So wide that a few lines at a time fill L2, and several of them overlap.
