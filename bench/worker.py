@@ -7,6 +7,7 @@ asked and ends when its input does.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -193,6 +194,7 @@ class _Server:
                 if not self._candidates:
                     raise
                 lost = f"; the next configuration failed: {_in_a_line(error)}"
+        del loaded  # What the contestant has not taken of it.
         gc.collect()
         self._resident = self._device.memory()  # With the model, before its first run.
         seconds = [self._fastest_run(compute) for _, compute in self._candidates]
@@ -246,11 +248,13 @@ class Cpu:
         return Run(end - start, _preemptions() > switches)
 
     def memory(self) -> int:
-        """Bytes that the process has."""
+        """Bytes that the process has in use."""
+        _trim()
         return _status("VmRSS")
 
     def peak_memory(self, compute: Callable[[], object]) -> int:
         """The most that it has during a run."""
+        _trim()
         Path("/proc/self/clear_refs").write_text("5")  # The peak is that from now on.
         compute()
         return _status("VmHWM")
@@ -296,6 +300,11 @@ class Gpu:
     def make_room(self) -> None:
         """Leave what is kept for later runs to the other contestants."""
         self._cuda.empty_cache()
+
+
+def _trim() -> None:
+    """Give the system back what is free in the heap, which would hide what a run takes."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:

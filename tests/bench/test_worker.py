@@ -63,6 +63,13 @@ class Mode(nn.Module):
         return torch.tensor([torch.is_inference_mode_enabled(), self.weight.is_inference()])
 
 
+class Growing(nn.Module):
+    """Takes as much memory again as the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 1)[:, :1].clone()
+
+
 class Environment(nn.Module):
     """Says what its process may use: numbers of its cores, then PyTorch's threads."""
 
@@ -109,6 +116,12 @@ def test_it_is_pinned_and_kept_to_the_instruction_set(worker: Worker, tmp_path: 
 def test_weights_can_tell_that_they_are_unchanged(worker: Worker, tmp_path: Path) -> None:
     worker.prepare(task(Mode(), tmp_path))
     assert worker.output().tolist() == [True, False]
+
+
+def test_memory_is_what_a_run_takes(worker: Worker, tmp_path: Path) -> None:
+    x = torch.ones(1, 4096, 64, 64)
+    worker.prepare(task(Growing(), tmp_path, (x,)))
+    assert worker.memory() == pytest.approx(x.nbytes, rel=0.1)
 
 
 def test_what_is_printed_is_no_answer(worker: Worker, tmp_path: Path) -> None:
