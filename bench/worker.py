@@ -303,8 +303,9 @@ class Gpu:
 
 
 def _trim() -> None:
-    """Give the system back what is free in the heap, which would hide what a run takes."""
-    ctypes.CDLL(None).malloc_trim(0)
+    """Give the system back what is free in glibc's heap, which would hide what a run takes."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _status(field: str) -> int:

@@ -237,6 +237,18 @@ EVSAM_INLINE float largest(Vec v) {
 #endif
 }
 
+// Elements of two vectors, counted from the first of `a` on to the last of `b`.
+EVSAM_INLINE Vec shuffled(Vec a, Vec b, Bits from) {
+#if defined(__clang__)
+  Vec result;
+  for (int lane = 0; lane < lanes; ++lane)
+    result[lane] = from[lane] < lanes ? a[from[lane]] : b[from[lane] - lanes];
+  return result;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
 // Of as many vectors as one has lanes, element i of vector j becomes element j of vector i. With step s, blocks of
 // s x s change places within those of 2 s x 2 s.
 template <int step = 1>
@@ -250,8 +262,8 @@ EVSAM_INLINE void transpose(Vec (&x)[lanes]) {
   for (int i = 0; i < lanes; ++i) {
     if (i & step) continue;
     const Vec upper = x[i], lower = x[i + step];
-    x[i] = __builtin_shuffle(upper, lower, first);
-    x[i + step] = __builtin_shuffle(upper, lower, second);
+    x[i] = shuffled(upper, lower, first);
+    x[i + step] = shuffled(upper, lower, second);
   }
   if constexpr (2 * step < lanes) transpose<2 * step>(x);
 }

@@ -428,19 +428,25 @@ def test_memory_goes_with_the_weights(first):
     assert not any(weight() is not None for weight in weights)
 
 
+@pytest.fixture
+def batches(monkeypatch):
+    """Notes the batches of what is launched again, in order."""
+    plain, noted = recording._Recording.replay, []
+
+    def noting(self, inputs, results):
+        noted.append(len(inputs[0]))
+        plain(self, inputs, results)
+
+    monkeypatch.setattr(recording._Recording, "replay", noting)
+    return noted
+
+
 @pytest.mark.parametrize(("count", "at_once"), [(1, 1), (4, 1), (5, 2), (12, 3)])
-def test_a_large_batch_is_taken_in_parts(sequence, threads, monkeypatch, count, at_once):
+def test_a_large_batch_is_taken_in_parts(sequence, threads, monkeypatch, batches, count, at_once):
     x = image(5, 3, 18, 22)
     torch.set_num_threads(count)
     monkeypatch.setattr(recording, "_CACHED", 0)
     expected = sequence(x)
-    plain, batches = recording._Recording.replay, []
-
-    def counted(self, inputs, results):
-        batches.append(len(inputs[0]))
-        plain(self, inputs, results)
-
-    monkeypatch.setattr(recording._Recording, "replay", counted)
     for _ in range(2):
         result = sequence(x)
         assert torch.equal(result, expected)
@@ -450,16 +456,9 @@ def test_a_large_batch_is_taken_in_parts(sequence, threads, monkeypatch, count, 
     assert batches[-len(parts) :] == parts
 
 
-def test_a_small_batch_is_taken_at_once(sequence, monkeypatch):
+def test_a_small_batch_is_taken_at_once(sequence, batches):
     x = image(5, 3, 18, 22)
     expected = sequence(x)
-    plain, batches = recording._Recording.replay, []
-
-    def counted(self, inputs, results):
-        batches.append(len(inputs[0]))
-        plain(self, inputs, results)
-
-    monkeypatch.setattr(recording._Recording, "replay", counted)
     assert torch.equal(sequence(x), expected)
     assert batches == [5]
 
