@@ -112,9 +112,15 @@ void run_direct(const ConvActArgs& args, const Map<Storage>& in, const Output<St
         return output.line(first + row, group * group_columns, group_columns);
       };
       const Matrix<E> matrix = weights.group(group);
-      if (matrix.blocks() <= most_blocks_in_registers)
-        multiply_straight_into<Storage>(room.gathered, count, matrix, args.activation, sink);
-      else
+      if (matrix.blocks() <= most_blocks_in_registers) {
+        // The next task of this thread is likely so many later. Of a 1x1 convolution it reads as many pixels.
+        const bool is_pointwise = conv.kernel == 1 && conv.stride == 1 && conv.groups == 1;
+        const std::int64_t next = (first + args.num_threads * count) * in.channels;
+        const std::int64_t size = count * in.channels, all = pixels * in.channels;
+        const bool fetches = is_pointwise && next + size <= all;
+        multiply_straight_into<Storage>(room.gathered, count, matrix, args.activation, in.x + next,
+                                        fetches ? size / cache_line<Storage> : 0, sink);
+      } else
         multiply_into<Storage>(room.gathered, count, matrix, 0, round_up(group_columns), room.sums,
                                args.activation, sink);
     });

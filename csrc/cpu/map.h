@@ -103,6 +103,28 @@ struct Operand {
   Operand from(std::int64_t row) const { return {elements + row * block, rows}; }
 };
 
+// Puts a block of a row.
+template <class Storage, class E>
+EVSAM_INLINE void put_block(E* to, const Storage* from) {
+#if defined(__AVX512BF16__)
+  if constexpr (same<E, Storage>) {
+    // What neither is subnormal nor would overflow has its exponent raised.
+    const auto raise = static_cast<short>(__builtin_ctz(static_cast<unsigned>(headroom<E>)) << 7);
+    const __m512i bits = _mm512_loadu_si512(from);
+    const __m512i size = _mm512_and_si512(bits, _mm512_set1_epi16(0x7fff));
+    const __mmask32 some = _mm512_test_epi16_mask(size, size);
+    const __m512i above = _mm512_sub_epi16(size, _mm512_set1_epi16(0x80));
+    const __mmask32 others = _mm512_mask_cmpge_epu16_mask(some, above, _mm512_set1_epi16(static_cast<short>(0x7f80 - 0x80 - raise)));
+    if (__builtin_expect(others == 0, 1)) {
+      _mm512_storeu_si512(to, _mm512_mask_add_epi16(bits, some, bits, _mm512_set1_epi16(raise)));
+      return;
+    }
+  }
+#endif
+#pragma GCC unroll 8
+  for (int i = 0; i < block; i += lanes) put(to + i, load(from + i));
+}
+
 // Copies `count` elements, or zeros where `from` is null, to a row of an operand from a column on.
 template <class Storage, class E>
 void copy(const Storage* from, std::int64_t count, const Operand<E>& to, std::int64_t row,
@@ -110,6 +132,15 @@ void copy(const Storage* from, std::int64_t count, const Operand<E>& to, std::in
   while (count > 0) {
     const std::int64_t run = least(count, block - column % block);
     E* elements = to.at(row, column);
+    if (from != nullptr && run == block) {
+      const std::int64_t blocks = count / block;
+      for (std::int64_t i = 0; i < blocks; ++i)
+        put_block(elements + i * to.stride(), from + i * block);
+      from += blocks * block;
+      column += blocks * block;
+      count -= blocks * block;
+      continue;
+    }
     std::int64_t i = 0;
     for (; i + lanes <= run; i += lanes) put(elements + i, from == nullptr ? zero() : load(from + i));
     if (i < run) {
@@ -288,20 +319,27 @@ struct FinishInto {
 };
 
 // All columns of activation(a * weights + bias), into the sink, for at most most_blocks_in_registers: they
-// go there straight from registers, and weights so small stay in L2.
+// go there straight from registers, and weights so small stay in L2. Meanwhile as many cache lines from `next`
+// on are fetched.
 template <class Storage, class E, class Sink>
 void multiply_straight_into(const Operand<E>& a, std::int64_t rows, const Matrix<E>& weights,
-                            Activation activation, const Sink& sink) {
+                            Activation activation, const Storage* next, std::int64_t lines,
+                            const Sink& sink) {
   using Shape = AccurateTile<E>;
   const std::int64_t tiles = quotient_up(rows, Shape::rows);
+  const std::int64_t of_tile = weights.panel_size() / (panel * in_step<E>);
   with_activation<Storage>(activation, [&](const auto& activate) {
     using Into = FinishInto<std::decay_t<decltype(activate)>, Sink>;
     for (std::int64_t column = 0; column < round_up(weights.columns); column += panel)
       for (std::int64_t t = 0; t < tiles; ++t) {
         const std::int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-        tile_of<Shape>(end - begin, a.elements + begin * block, a.stride(), weights.blocks(),
-                       weights.panel_at(column), Fetch<E>{weights.panel_at(column)},
+        // Tiles that have nothing to fetch fetch what they read.
+        const E* panel_in_use = weights.panel_at(column);
+        tile_of<Shape>(end - begin, a.elements + begin * block, a.stride(), weights.blocks(), panel_in_use,
+                       lines > 0 ? Fetch(next) : Fetch(panel_in_use),
                        Into{weights.bias, weights.scale, begin, column, activate, sink});
+        next += of_tile * cache_line<Storage>;
+        lines -= of_tile;
       }
   });
 }

@@ -182,11 +182,14 @@ template <class E>
 constexpr std::int64_t cache_line = 64 / sizeof(E);
 
 // What a tile fetches while it computes: for every cache line of a panel's column that it multiplies with, the
-// one at `from`, which moves on by `step` elements. It goes to L2: L1 is full of the panel in use.
-template <class E>
+// one at `from`, which moves on by a step. It goes to L2: L1 is full of the panel in use.
 struct Fetch {
-  const E* from;
-  std::int64_t step = cache_line<E>;
+  const char* from;
+  std::int64_t step;  // in bytes
+
+  template <class T>
+  EVSAM_INLINE Fetch(const T* from, std::int64_t step = cache_line<T>)
+      : from(reinterpret_cast<const char*>(from)), step(step * static_cast<std::int64_t>(sizeof(T))) {}
 
   EVSAM_INLINE void operator()() {
     __builtin_prefetch(from, 0, 2);
@@ -199,7 +202,7 @@ struct Fetch {
 // Out of line: inlined, compilers keep constants of what follows in registers and spill the sums.
 template <class Shape, int rows, class Finish>
 __attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::int64_t blocks,
-                                    const float* b, Fetch<float> fetch, Finish finish) {
+                                    const float* b, Fetch fetch, Finish finish) {
   for (; blocks > 0; blocks -= Finish::blocks) {
     Vec sums[Shape::sums][rows][2];
 #pragma GCC unroll 2
@@ -234,7 +237,7 @@ __attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::
 #if defined(__AVX512BF16__)
 template <class Shape, int rows, class Finish>
 __attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, std::int64_t blocks,
-                                    const BFloat16* b, Fetch<BFloat16> fetch, Finish finish) {
+                                    const BFloat16* b, Fetch fetch, Finish finish) {
   Vec sums[rows][2];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = zero();
@@ -260,7 +263,7 @@ __attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, st
 
 template <class Shape, int rows = Shape::rows, class E, class Finish>
 void tile_of(std::int64_t count, const E* a, std::int64_t a_stride, std::int64_t blocks, const E* b,
-             const Fetch<E>& fetch, const Finish& finish) {
+             const Fetch& fetch, const Finish& finish) {
   if (count == rows) return tile<Shape, rows>(a, a_stride, blocks, b, fetch, finish);
   if constexpr (rows > 1) tile_of<Shape, rows - 1>(count, a, a_stride, blocks, b, fetch, finish);
 }
@@ -288,7 +291,7 @@ void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, cons
                                                 : b;
       for (std::int64_t t = 0; t < tiles; ++t) {
         const std::int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-        const Fetch<E> fetch{after + t * step * (count * block / in_step<E>), step};
+        const Fetch fetch{after + t * step * (count * block / in_step<E>), step};
         tile_of<Shape>(end - begin, a + first * a_stride + begin * block, a_stride, count, from, fetch,
                        Finish{c + begin * c_stride + column, c_stride, accumulate || first > 0});
       }

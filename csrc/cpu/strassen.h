@@ -187,11 +187,11 @@ struct Ahead {
   }
   std::int64_t of_left(std::int64_t elements) const { return blocks * quotient_up(rows * block, elements); }
 
-  Fetch<float> operator()(std::int64_t turn, std::int64_t elements) const {
+  Fetch operator()(std::int64_t turn, std::int64_t elements) const {
     const std::int64_t left = turn - of_right(elements);
     if (left < 0)
-      return is_whole() ? Fetch<float>{b.elements + turn * elements}
-                        : Fetch<float>{b.elements + turn * cache_line<float>, b.stride};
+      return is_whole() ? Fetch{b.elements + turn * elements}
+                        : Fetch{b.elements + turn * cache_line<float>, b.stride};
     const std::int64_t of_block = of_left(elements) / blocks;
     return {a + left / of_block * a_stride + left % of_block * elements};
   }
@@ -220,7 +220,7 @@ inline void multiply(const LeftForms& left, std::int64_t first, std::int64_t pai
         finish.other = {to + at[other_part[form]], other_sign[form], accumulate || form > 0};
       // Tiles that have nothing to fetch fetch what they read.
       tile_of<Tall>(end - begin, left.at(form, first + begin), left.stride(), left.blocks, right.at(form),
-                    turn < 0 ? Fetch<float>{right.at(form)} : ahead(turn, fetched), finish);
+                    turn < 0 ? Fetch{right.at(form)} : ahead(turn, fetched), finish);
     }
 }
 

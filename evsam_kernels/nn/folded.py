@@ -47,6 +47,10 @@ class Folded(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype it computes at."""
+        # Its own come first: to look inside it takes as long as a small kernel.
+        for parameter in self._parameters.values():
+            if parameter is not None:
+                return parameter.dtype
         return next(self.parameters()).dtype
 
     def enter(self, x: Tensor) -> Tensor:
