@@ -255,7 +255,6 @@ MBConvPacked pack_mbconv(Address expand_weight, std::optional<Address> expand_bi
   check_at_least("stride", stride, 1);
   evsam::MBConvWeights weights{};
   const evsam::DType dtype = weights.dtype = parse_storage_dtype(dtype_name);
-  check(!stay || dtype == evsam::DType::float32, "stay must be False for " + dtype_name);
   weights.stay = stay;
   weights.expand_weight = pointer("expand_weight", expand_weight, dtype,
                                   element_count({mid_channels, in_channels}, dtype));

@@ -103,27 +103,28 @@ struct Operand {
   Operand from(std::int64_t row) const { return {elements + row * block, rows}; }
 };
 
-// Puts a block of a row.
+// Writes a block of a row of an operand.
 template <class Storage, class E>
 EVSAM_INLINE void put_block(E* to, const Storage* from) {
-#if defined(__AVX512BF16__)
-  if constexpr (same<E, Storage>) {
-    // What neither is subnormal nor would overflow has its exponent raised.
-    const auto raise = static_cast<short>(__builtin_ctz(static_cast<unsigned>(headroom<E>)) << 7);
-    const __m512i bits = _mm512_loadu_si512(from);
-    const __m512i size = _mm512_and_si512(bits, _mm512_set1_epi16(0x7fff));
-    const __mmask32 some = _mm512_test_epi16_mask(size, size);
-    const __m512i above = _mm512_sub_epi16(size, _mm512_set1_epi16(0x80));
-    const __mmask32 others = _mm512_mask_cmpge_epu16_mask(some, above, _mm512_set1_epi16(static_cast<short>(0x7f80 - 0x80 - raise)));
-    if (__builtin_expect(others == 0, 1)) {
-      _mm512_storeu_si512(to, _mm512_mask_add_epi16(bits, some, bits, _mm512_set1_epi16(raise)));
-      return;
-    }
-  }
-#endif
 #pragma GCC unroll 8
   for (int i = 0; i < block; i += lanes) put(to + i, load(from + i));
 }
+#if defined(__AVX512BF16__)
+EVSAM_INLINE void put_block(BFloat16* to, const BFloat16* from) {
+  constexpr int sign = 0x8000, smallest_normal = 0x80, infinity = 0x7f80;
+  constexpr int larger = __builtin_ctz(static_cast<int>(headroom<BFloat16>)) * smallest_normal;
+  const __m512i bits = _mm512_loadu_si512(from);
+  const __m512i size = _mm512_andnot_si512(_mm512_set1_epi16(static_cast<short>(sign)), bits);
+  const __mmask32 some = _mm512_test_epi16_mask(size, size);
+  // Subnormal numbers come last in this order, as those do that are not finite or would not be.
+  const __m512i order = _mm512_sub_epi16(size, _mm512_set1_epi16(smallest_normal));
+  const __m512i end = _mm512_set1_epi16(infinity - larger - smallest_normal);
+  if (__builtin_expect(_mm512_mask_cmpge_epu16_mask(some, order, end) != 0, 0))
+    return put_block<BFloat16, BFloat16>(to, from);
+  // To multiply by a power of two is to add to the exponent.
+  _mm512_storeu_si512(to, _mm512_mask_add_epi16(bits, some, bits, _mm512_set1_epi16(larger)));
+}
+#endif
 
 // Copies `count` elements, or zeros where `from` is null, to a row of an operand from a column on.
 template <class Storage, class E>
@@ -133,12 +134,8 @@ void copy(const Storage* from, std::int64_t count, const Operand<E>& to, std::in
     const std::int64_t run = least(count, block - column % block);
     E* elements = to.at(row, column);
     if (from != nullptr && run == block) {
-      const std::int64_t blocks = count / block;
-      for (std::int64_t i = 0; i < blocks; ++i)
-        put_block(elements + i * to.stride(), from + i * block);
-      from += blocks * block;
-      column += blocks * block;
-      count -= blocks * block;
+      for (; count >= block; count -= block, column += block, from += block, elements += to.stride())
+        put_block(elements, from);
       continue;
     }
     std::int64_t i = 0;

@@ -268,6 +268,10 @@ void tile_of(std::int64_t count, const E* a, std::int64_t a_stride, std::int64_t
   if constexpr (rows > 1) tile_of<Shape, rows - 1>(count, a, a_stride, blocks, b, fetch, finish);
 }
 
+// Blocks of a panel at once, so many that much of them stays in L1 while the tiles pass over them.
+template <class E>
+constexpr std::int64_t panel_blocks = (32 << 10) / (block * panel * sizeof(E));
+
 // c[rows][columns] = a[rows][32 * blocks] b[32 * blocks][columns], a in blocks a_stride elements apart,
 // b in panels b_stride elements apart, c in rows c_stride apart; added to what c holds where
 // `accumulate` is set. The rows are split evenly into tiles. `next` is the first panel of the product that
@@ -276,13 +280,11 @@ template <class Shape = Tall, class E>
 void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, const E* a,
               std::int64_t a_stride, const E* b, std::int64_t b_stride, float* c,
               std::int64_t c_stride, bool accumulate = false, const E* next = nullptr) {
-  // So many that much of a panel stays in L1 while the tiles pass over it.
-  constexpr std::int64_t blocks_at_once = (32 << 10) / (block * panel * sizeof(E));
   const std::int64_t tiles = quotient_up(rows, Shape::rows);
   // All tiles together fetch a panel.
   const std::int64_t step = least(quotient_up(panel * in_step<E>, tiles), cache_line<E>);
-  for (std::int64_t first = 0; first < blocks; first += blocks_at_once) {
-    const std::int64_t count = least(blocks_at_once, blocks - first), last = columns - panel;
+  for (std::int64_t first = 0; first < blocks; first += panel_blocks<E>) {
+    const std::int64_t count = least(panel_blocks<E>, blocks - first), last = columns - panel;
     const E* from = b + first * block * panel;
     for (std::int64_t column = 0; column <= last; column += panel, from += b_stride) {
       const E* after = column < last            ? from + b_stride

@@ -21,41 +21,47 @@
 namespace evsam::EVSAM_ISA {
 namespace {
 
-// Whether products with so large a matrix are made in forms where the map has the pixels for that.
-template <class E>
-bool takes_forms(std::int64_t rows, std::int64_t columns) {
-  return rows % block == 0 && columns % block == 0 && columns >= FormsRoom::least_columns &&
-         has_forms<E>(2, columns, blocks_of(rows));
-}
-
-// Of a 1x1 convolution: packed, or as they are where products are made in forms.
+// Of a 1x1 convolution: packed, or where they are large as they are.
 template <class Storage>
 struct PointWeights {
   using E = Element<Storage>;
 
-  Matrix<E> matrix;       // with panels, or
-  Transposed transposed;  // null for none
-  float* copy;            // of it, unless it is `given`
+  Matrix<E> matrix;         // with panels, or
+  const Storage* elements;  // [columns][rows], null for none
+  Storage* copy;            // of them, unless they are `given`
 
   PointWeights(Pieces& pieces, std::int64_t rows, std::int64_t columns, const void* given)
-      : matrix(pieces, rows, columns, !takes_forms<E>(rows, columns)),
-        transposed{nullptr, rows},
+      : matrix(pieces, rows, columns, !stay_transposed(rows, columns)),
+        elements(nullptr),
         copy(nullptr) {
-    if (!takes_forms<E>(rows, columns)) return;
-    if (given == nullptr) copy = pieces.take<float>(rows * columns);
-    transposed.elements = given == nullptr ? copy : static_cast<const float*>(given);
+    if (!stay_transposed(rows, columns)) return;
+    if (given == nullptr) copy = pieces.take<Storage>(rows * columns);
+    elements = given == nullptr ? copy : static_cast<const Storage*>(given);
   }
 
-  bool is_transposed() const { return transposed.elements != nullptr; }
+  // Forms are always made from them. Panels that were packed would save 2 % of the time, which is worth the memory
+  // of small ones.
+  static bool stay_transposed(std::int64_t rows, std::int64_t columns) {
+    constexpr std::int64_t large = same<E, float> ? 0 : 1 << 20;
+    return rows % block == 0 && columns % block == 0 && columns >= FormsRoom<E>::least_columns &&
+           has_forms<float>(2, columns, blocks_of(rows)) && rows * columns >= large;
+  }
+  bool is_transposed() const { return elements != nullptr; }
+
+  Transposed<Storage> from(std::int64_t row, std::int64_t column) const {
+    return Transposed<Storage>{elements, matrix.rows, 1 / (*matrix.scale * headroom<E>)}.from(row, column);
+  }
 
   void pack(const void* weight, const void* bias) const {
     if (!is_transposed()) return pack_pointwise<Storage>(weight, bias, matrix);
     pack_bias<Storage>(bias, matrix.columns, matrix.bias);
-    *matrix.scale = 1;
-    if (copy == nullptr) return;
     const auto* from = static_cast<const Storage*>(weight);
-    for (std::int64_t i = 0; i < matrix.rows * matrix.columns; ++i)
-      copy[i] = static_cast<float>(wide(from[i]));
+    const double larger = weight_headroom<E>(matrix.rows, matrix.columns, [&](std::int64_t k, std::int64_t n) {
+      return wide(from[n * matrix.rows + k]);
+    });
+    *matrix.scale = static_cast<float>(1 / (larger * headroom<E>));
+    if (copy == nullptr) return;
+    for (std::int64_t i = 0; i < matrix.rows * matrix.columns; ++i) copy[i] = from[i];
   }
 };
 
@@ -108,7 +114,7 @@ struct Plan {
   bool own_input;   // whether every thread reads the image for itself
   ProductTasks<E> projection;
 
-  Plan(const MBConvArgs& args)
+  Plan(const MBConvArgs& args, bool transposed)
       : height(args.height),
         width(args.width),
         out_height(size_after(args.height, args.shape.stride)),
@@ -117,8 +123,8 @@ struct Plan {
         stride(args.shape.stride),
         padding(args.shape.kernel / 2),
         num_threads(args.num_threads),
-        transposed(takes_forms<E>(args.shape.in_channels, args.shape.mid_channels)),
-        in_forms(transposed && gains_by_forms(height, width)),
+        transposed(transposed),
+        in_forms(same<E, float> && transposed && gains_by_forms(height, width)),
         own_input(args.shape.mid_channels >= worth_reading * args.num_threads),
         projection(out_height * out_width, round_up(args.shape.out_channels), args.num_threads) {
     constexpr std::int64_t l2 = 192 << 10, l3 = 8 << 20, size = sizeof(E);
@@ -186,9 +192,9 @@ template <class E>
 struct OwnRoom {
   static constexpr std::int64_t pairs = Plan<E>::chunk / (2 * panel);  // of panels
 
-  E* expanded;          // [padded_lines][padded_width][chunk]
-  float* right[pairs];  // of the expansion's weights, where these are transposed: forms or panels
-  FormsRoom projection;
+  E* expanded;      // [padded_lines][padded_width][chunk]
+  E* right[pairs];  // of the expansion's weights, where these are transposed: forms or panels
+  FormsRoom<E> projection;
   Sums sums;
 
   OwnRoom(Pieces& pieces, const Plan<E>& plan, const MBConvShape& shape)
@@ -196,26 +202,29 @@ struct OwnRoom {
         projection(pieces,
                    plan.gains_by_forms(plan.out_height, plan.out_width) ? plan.projection.rows_at_once : 0),
         sums(pieces, most(plan.rows, plan.projection.rows_at_once)) {
-    for (float*& pair : right)
-      pair = RightForms(pieces, plan.transposed ? input_blocks(shape) : 0).elements;
+    for (E*& pair : right) pair = take_right<E>(pieces, plan.transposed ? input_blocks(shape) : 0);
   }
 };
 
 // `count` pixels from `row` on times columns [first, end) of the expansion's weights, which the room holds. The
 // columns that this thread is to multiply next are likely so many `after` these.
-inline void multiply_transposed(const Plan<float>& plan, const Transposed& weights,
-                                std::int64_t blocks, std::int64_t first, std::int64_t end,
-                                std::int64_t after, std::int64_t row, std::int64_t count,
-                                const Input<float>& input, const OwnRoom<float>& room) {
-  const std::int64_t stride = Sums::stride(end - first);
+template <class Storage, class E>
+void multiply_transposed(const Plan<E>& plan, const PointWeights<Storage>& weights, std::int64_t first,
+                         std::int64_t end, std::int64_t after, std::int64_t row, std::int64_t count,
+                         const Input<E>& input, const OwnRoom<E>& room) {
+  const std::int64_t stride = Sums::stride(end - first), blocks = weights.matrix.blocks();
   for (std::int64_t column = first, i = 0; column < end; column += 2 * panel, ++i) {
     float* sums = room.sums.elements + column - first;
-    if (plan.in_forms)
-      multiply(input.forms, row / 2, count / 2, RightForms(room.right[i], blocks), sums, stride, false,
-               {weights.from(0, column + after), blocks});
-    else
-      multiply(count, 2 * panel, blocks, input.rows.from(row).elements, input.rows.stride(),
-               room.right[i], blocks * block * panel, sums, stride);
+    const Ahead<E, Storage> ahead{weights.from(0, column + after), blocks};
+    if constexpr (same<E, float>) {
+      if (plan.in_forms) {
+        multiply(input.forms, row / 2, count / 2, RightForms(room.right[i], blocks), sums, stride, false,
+                 ahead);
+        continue;
+      }
+    }
+    multiply(count, blocks, input.rows.from(row).elements, input.rows.stride(), room.right[i], sums, stride,
+             false, ahead);
   }
 }
 
@@ -238,17 +247,15 @@ void expand(const Plan<E>& plan, const PointWeights<Storage>& weights, std::int6
       return [to](std::int64_t column, Vec value) { put(to + column, value); };
     };
     const std::int64_t count = least(plan.rows, last - row);
-    if constexpr (same<E, float>) {
-      if (plan.transposed) {
-        const std::int64_t after = plan.num_threads * plan.chunk;
-        multiply_transposed(plan, weights.transposed, weights.matrix.blocks(), first, end,
-                            end + after <= weights.matrix.columns ? after : 0, row, count, input, room);
-        with_activation<Storage>(activation, [&](const auto& activate) {
-          pass_on(room.sums.elements, Sums::stride(end - first), count, first, end - first,
-                  weights.matrix, activate, sink);
-        });
-        continue;
-      }
+    if (plan.transposed) {
+      const std::int64_t after = plan.num_threads * plan.chunk;
+      multiply_transposed(plan, weights, first, end, end + after <= weights.matrix.columns ? after : 0, row,
+                          count, input, room);
+      with_activation<Storage>(activation, [&](const auto& activate) {
+        pass_on(room.sums.elements, Sums::stride(end - first), count, first, end - first, weights.matrix,
+                activate, sink);
+      });
+      continue;
     }
     multiply_into<Storage>(input.rows.from(row), count, weights.matrix, first, end, room.sums, activation,
                            sink);
@@ -282,17 +289,18 @@ void expand_and_filter(const Plan<E>& plan, const Weights<Storage>& weights, std
                        std::int64_t end, const Input<E>& input, const Operand<E>& filtered,
                        Activation activation, const OwnRoom<E>& room) {
   const std::int64_t line = plan.padded_width() * plan.chunk;
-  if constexpr (same<E, float>) {
-    if (plan.transposed)
-      for (std::int64_t column = first, i = 0; column < end; column += 2 * panel, ++i) {
-        const Transposed from = weights.expand.transposed.from(0, column);
-        const std::int64_t blocks = weights.expand.matrix.blocks();
-        if (plan.in_forms)
+  if (plan.transposed)
+    for (std::int64_t column = first, i = 0; column < end; column += 2 * panel, ++i) {
+      const Transposed<Storage> from = weights.expand.from(0, column);
+      const std::int64_t blocks = weights.expand.matrix.blocks();
+      if constexpr (same<E, float>) {
+        if (plan.in_forms) {
           RightForms(room.right[i], blocks).write(from);
-        else
-          write_panels(from, blocks, room.right[i]);
+          continue;
+        }
       }
-  }
+      write_panels(from, blocks, room.right[i]);
+    }
   std::int64_t base = 0, expanded = 0;
   for (std::int64_t y = 0; y < plan.out_height; y += plan.lines) {
     const std::int64_t stop = least(y + plan.lines, plan.out_height);
@@ -323,12 +331,10 @@ void project(const SharedRoom<E>& shared, const PointWeights<Storage>& weights, 
   const std::int64_t blocks = (end - first) / block, filtered_stride = shared.filtered.stride();
   const E* filtered = shared.filtered.elements + task.row * block;
   const Matrix<E>& matrix = weights.matrix;
-  if constexpr (same<E, float>) {
-    if (weights.is_transposed())
-      multiply(own.projection, rows, columns, blocks, filtered, filtered_stride,
-               weights.transposed.from(first, task.column), sums, stride, first > 0);
-  }
-  if (!weights.is_transposed())
+  if (weights.is_transposed())
+    multiply(own.projection, rows, columns, blocks, filtered, filtered_stride,
+             weights.from(first, task.column), sums, stride, first > 0);
+  else
     multiply(rows, columns, blocks, filtered, filtered_stride,
              matrix.panel_at(task.column) + first * panel, matrix.panel_size(), sums, stride, first > 0);
   if (end < round_up(matrix.rows)) return;
@@ -349,7 +355,7 @@ void run(const MBConvArgs& args) {
   if (args.batch == 0) return;
   Pieces packed = pieces_of(args.packed);
   const Weights<Storage> weights(packed, shape, args.expand_weight, args.point_weight);
-  const Plan<E> plan(args);
+  const Plan<E> plan(args, weights.expand.is_transposed());
   const Output<Storage> output{static_cast<Storage*>(args.y),
                                static_cast<const Storage*>(args.residual), shape.out_channels};
 

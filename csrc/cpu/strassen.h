@@ -6,9 +6,6 @@
 // multiplied by seven of the right one, and each product is added to one or two parts of the result. Sums
 // of matrices cost as much as few rows of a product; so it takes large ones to gain.
 //
-// The right matrix lies as the weights of a 1x1 convolution do, row by row of its transpose: nothing that is packed
-// would be read as it is.
-//
 // A row's rounding errors are as large as those of the larger of its pair, so this is for rows that have
 // much the same error anyway. Parts being neighbours, results do not depend on how a product is shared out.
 #pragma once
@@ -17,6 +14,7 @@
 
 #include "matrix.h"
 #include "scratch.h"
+#include "transposed.h"
 
 namespace evsam::EVSAM_ISA {
 namespace {
@@ -72,34 +70,6 @@ struct LeftForms {
   }
 };
 
-// The transpose of the right matrix, [columns][stride], from a column and a row on.
-struct Transposed {
-  const float* elements;
-  std::int64_t stride;
-
-  Transposed from(std::int64_t row, std::int64_t column) const {
-    return {elements + column * stride + row, stride};
-  }
-
-  // Writes `lanes` columns from the first rows, as many, to `to` in rows a panel apart.
-  EVSAM_INLINE void write(float* to) const {
-    Vec x[lanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) x[i] = load(elements + i * stride);
-    transpose(x);
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) store(to + i * panel, x[i]);
-  }
-};
-
-// Two panels of the right matrix as multiply() of matrix.h takes them: [2][blocks][32][panel].
-inline void write_panels(const Transposed& b, std::int64_t blocks, float* to) {
-  for (std::int64_t column = 0; column < 2 * panel; column += panel, to += blocks * block * panel)
-    for (std::int64_t k = 0; k < blocks * block; k += lanes)
-      for (std::int64_t half = 0; half < panel; half += lanes)
-        b.from(k, column + half).write(to + k * panel + half);
-}
-
 // Of two panels of the right matrix: [7][blocks / 2][32][panel].
 struct RightForms {
   float* elements;
@@ -114,11 +84,12 @@ struct RightForms {
 
   // Those of the first columns of a matrix. Its parts come first, in place of forms that are like them or made of
   // them at last.
-  void write(const Transposed& b) const {
+  template <class Storage>
+  void write(const Transposed<Storage>& b) const {
     for (std::int64_t half = 0; half < panel; half += lanes)
       for (std::int64_t k = 0; k < blocks * block; k += lanes) {
-        const Transposed upper = b.from(k / block * 2 * block + k % block, half);
-        const Transposed lower = upper.from(block, 0);
+        const Transposed<Storage> upper = b.from(k / block * 2 * block + k % block, half);
+        const Transposed<Storage> lower = upper.from(block, 0);
         float* to = elements + k * panel + half;
         upper.write(to + size());
         upper.from(0, panel).write(to + 2 * size());
@@ -170,46 +141,19 @@ struct FinishParts {
   }
 };
 
-// What tiles fetch while they compute: of a matrix the rows of some blocks in the columns of two panels; then `rows`
-// rows of as many blocks of a left matrix, a_stride apart, unless a is null.
-struct Ahead {
-  Transposed b;
-  std::int64_t blocks;
-  const float* a = nullptr;
-  std::int64_t a_stride = 0, rows = 0;
-
-  // Columns that follow one another are fetched as one piece, others a line of each at a time.
-  bool is_whole() const { return b.stride == blocks * block; }
-
-  // Tiles that fetch, each as many elements.
-  std::int64_t of_right(std::int64_t elements) const {
-    return is_whole() ? quotient_up(2 * panel * b.stride, elements) : blocks * block / cache_line<float>;
-  }
-  std::int64_t of_left(std::int64_t elements) const { return blocks * quotient_up(rows * block, elements); }
-
-  Fetch operator()(std::int64_t turn, std::int64_t elements) const {
-    const std::int64_t left = turn - of_right(elements);
-    if (left < 0)
-      return is_whole() ? Fetch{b.elements + turn * elements}
-                        : Fetch{b.elements + turn * cache_line<float>, b.stride};
-    const std::int64_t of_block = of_left(elements) / blocks;
-    return {a + left / of_block * a_stride + left % of_block * elements};
-  }
-};
-
 // c[2 * pairs][2 * panel] is the product of pairs of rows from `first` on with two panels, added to what c
 // holds where `accumulate` is set.
-inline void multiply(const LeftForms& left, std::int64_t first, std::int64_t pairs,
-                     const RightForms& right, float* c, std::int64_t c_stride, bool accumulate,
-                     const Ahead& ahead) {
+template <class Storage>
+void multiply(const LeftForms& left, std::int64_t first, std::int64_t pairs, const RightForms& right,
+              float* c, std::int64_t c_stride, bool accumulate, const Ahead<float, Storage>& ahead) {
   // Parts that the products of forms are added to, 11, 12, 21 and 22 being counted from 0; -1 for none.
   constexpr int part[forms] = {0, 2, 1, 0, 1, 3, 0}, other_part[forms] = {3, 3, 3, 2, 0, -1, -1};
   constexpr float other_sign[forms] = {1, -1, 1, 1, -1, 0, 0};
   const std::int64_t at[4] = {0, panel, c_stride, c_stride + panel};
-  const std::int64_t fetched = right.blocks * block * cache_line<float>;  // by a tile
+  const std::int64_t lines = right.blocks * block;  // fetched by a tile
   const std::int64_t tiles = quotient_up(pairs, max_rows);
   // The last tiles fetch: what was there earlier would have to give way to the forms again.
-  std::int64_t turn = least(ahead.of_right(fetched) + ahead.of_left(fetched) - forms * tiles, 0);
+  std::int64_t turn = least(ahead.count(lines) - forms * tiles, 0);
   for (int form = 0; form < forms; ++form)
     for (std::int64_t t = 0; t < tiles; ++t, ++turn) {
       const std::int64_t begin = pairs * t / tiles, end = pairs * (t + 1) / tiles;
@@ -220,50 +164,69 @@ inline void multiply(const LeftForms& left, std::int64_t first, std::int64_t pai
         finish.other = {to + at[other_part[form]], other_sign[form], accumulate || form > 0};
       // Tiles that have nothing to fetch fetch what they read.
       tile_of<Tall>(end - begin, left.at(form, first + begin), left.stride(), left.blocks, right.at(form),
-                    turn < 0 ? Fetch{right.at(form)} : ahead(turn, fetched), finish);
+                    turn < 0 ? Fetch(right.at(form)) : ahead(turn, lines), finish);
     }
 }
 
+// Room for two panels of a right matrix that has so many blocks, in forms or as they are.
+template <class E>
+E* take_right(Pieces& pieces, std::int64_t blocks) {
+  if constexpr (same<E, float>)
+    return RightForms(pieces, blocks).elements;
+  else
+    return pieces.take<E>(2 * blocks * block * panel);
+}
+
 // Room for a product of so many rows, and of so many blocks at once that the forms of the left matrix stay in L2.
+template <class E>
 struct FormsRoom {
-  static constexpr std::int64_t blocks_at_once = 8;
+  static constexpr std::int64_t blocks_at_once = 32 / sizeof(E);
   static constexpr std::int64_t least_columns = 128;  // that are worth the forms of the left matrix
 
   std::int64_t rows;  // 0 for none in forms
-  float *left, *right;
+  float* left;
+  E* right;
 
   FormsRoom(Pieces& pieces, std::int64_t rows)
-      : rows(rows),
-        left(LeftForms(pieces, rows, blocks_at_once).elements),
-        right(RightForms(pieces, blocks_at_once).elements) {}
+      : rows(same<E, float> ? rows : 0),
+        left(LeftForms(pieces, this->rows, blocks_at_once).elements),
+        right(take_right<E>(pieces, blocks_at_once)) {}
 };
 
 // c[rows][columns] = a[rows][32 * blocks] b[32 * blocks][columns], or added to c, as multiply() of matrix.h; in
 // forms where the sizes and the room allow that. `columns` make whole pairs of panels.
-inline void multiply(const FormsRoom& room, std::int64_t rows, std::int64_t columns, std::int64_t blocks,
-                     const float* a, std::int64_t a_stride, const Transposed& b, float* c,
-                     std::int64_t c_stride, bool accumulate) {
+template <class E, class Storage>
+void multiply(const FormsRoom<E>& room, std::int64_t rows, std::int64_t columns, std::int64_t blocks,
+              const E* a, std::int64_t a_stride, const Transposed<Storage>& b, float* c,
+              std::int64_t c_stride, bool accumulate) {
   const bool in_forms = rows <= room.rows && columns >= room.least_columns &&
-                        has_forms<float>(rows, columns, blocks);
+                        has_forms<E>(rows, columns, blocks);
   for (std::int64_t first = 0; first < blocks; first += room.blocks_at_once, accumulate = true) {
     const std::int64_t end = least(first + room.blocks_at_once, blocks), count = end - first;
+    const E* of_a = a + first * a_stride;
     const LeftForms left(room.left, rows, count);
-    const RightForms right(room.right, count);
-    if (in_forms) left.write(a + first * a_stride, block, a_stride, 0, left.pairs);
+    if constexpr (same<E, float>) {
+      if (in_forms) left.write(of_a, block, a_stride, 0, left.pairs);
+    }
     for (std::int64_t column = 0; column < columns; column += 2 * panel) {
-      const Transposed from = b.from(first * block, column);
-      if (!in_forms) {
-        write_panels(from, count, room.right);
-        multiply(rows, 2 * panel, count, a + first * a_stride, a_stride, room.right,
-                 count * block * panel, c + column, c_stride, accumulate);
-        continue;
+      const Transposed<Storage> from = b.from(first * block, column);
+      Ahead<E, Storage> ahead{from.from(0, 2 * panel), count};
+      if (column + 2 * panel >= columns) {
+        if (end < blocks)
+          ahead = {b.from(end * block, 0), count, a + end * a_stride, a_stride, rows};
+        else
+          ahead = {b, count};
       }
-      Ahead ahead{from.from(0, 2 * panel), count};
-      if (column + 2 * panel >= columns)
-        ahead = end < blocks ? Ahead{b.from(end * block, 0), count, a + end * a_stride, a_stride, rows}
-                             : Ahead{b, count};
-      right.write(from);
-      multiply(left, 0, left.pairs, right, c + column, c_stride, accumulate, ahead);
+      if constexpr (same<E, float>) {
+        if (in_forms) {
+          const RightForms right(room.right, count);
+          right.write(from);
+          multiply(left, 0, left.pairs, right, c + column, c_stride, accumulate, ahead);
+          continue;
+        }
+      }
+      write_panels(from, count, room.right);
+      multiply(rows, count, of_a, a_stride, room.right, c + column, c_stride, accumulate, ahead);
     }
   }
 }

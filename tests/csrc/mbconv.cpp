@@ -68,13 +68,15 @@ int main() {
     for (std::int64_t width : {4, 7, 18})
       for (std::int64_t stride : {1, 2}) {
         for (bool stay : {false, true}) {
-          if (stay && dtype != DType::float32) continue;
           check(dtype, 2, 9, width, {128, 256, 128, 3, stride}, turn++, stay);
           check(dtype, 1, 15, 2 * width, {128, 192, 192, 3, stride}, turn++, stay);
           // Whole pairs of panels of short vectors, yet no whole blocks.
           check(dtype, 1, 9, 2 * width, {128, 144, 144, 3, stride}, turn++, stay);
         }
       }
+    // So large that bfloat16 weights stay, too: with whole runs of blocks that are multiplied at once, and without.
+    for (bool stay : {false, true})
+      for (std::int64_t stride : {1, 2}) check(dtype, 1, 3, 4, {544, 1952, 576, 3, stride}, turn++, stay);
     // So wide that a few lines at a time fill L2, and several of them overlap.
     check(dtype, 1, 12, 150, {2, 40, 3, 3, 1}, turn++);
     check(dtype, 1, 13, 150, {2, 40, 3, 3, 2}, turn++);

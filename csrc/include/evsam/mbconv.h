@@ -22,7 +22,7 @@ struct MBConvWeights {
   const void* point_bias;     // [out_channels]; null for zeros
   MBConvShape shape;
   DType dtype;  // of all of these: float16, bfloat16 or float32
-  bool stay;    // whether the weights of the 1x1 convolutions, float32, stay there for mbconv() to read
+  bool stay;    // whether the weights of the 1x1 convolutions stay there for mbconv() to read
 };
 
 struct MBConvArgs {

@@ -59,7 +59,7 @@ def mbconv(
     out_channels = point_weight.shape[0]
     # The kernel reads these as they are, which saves memory.
     pointwise = (expand_weight, point_weight)
-    stay = x.dtype == torch.float32 and all(weight.is_contiguous() for weight in pointwise)
+    stay = all(weight.is_contiguous() for weight in pointwise)
 
     def pack(
         expand_weight: Tensor,
