@@ -154,14 +154,19 @@ void run(const LayerNorm2dArgs& args) {
       tile[r].rest_of_mean = means[0];
       tile[r].scale = 1 / square_root((variance > 0 ? variance : 0 * variance) + eps);
     }
+    // Copies: for all a compiler knows, what is written might change the originals.
+    const T *const gain = weight, *const shift = bias;
+    const std::int64_t count = channels;
     for (std::int64_t r = 0; r < rows; ++r) {
       const Row<T> row = tile[r];
-      Storage* out = y + (first + r) * channels;
-      for (std::int64_t c = 0; c < channels; c += width) {
-        const std::int64_t rest = channels - c;
+      Storage* out = y + (first + r) * count;
+      const auto finish = [=](std::int64_t c, std::int64_t rest) {
         const auto v = row.centred(load(row.elements + c, rest)) * row.scale;
-        store(out + c, v * load(weight + c, rest) + load(bias + c, rest), rest);
-      }
+        store(out + c, v * load(gain + c, rest) + load(shift + c, rest), rest);
+      };
+      std::int64_t c = 0;
+      for (; c + width <= count; c += width) finish(c, width);
+      if (c < count) finish(c, count - c);
     }
   };
   constexpr std::int64_t rows_at_once = 16 * tile_rows;
