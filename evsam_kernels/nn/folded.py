@@ -33,6 +33,17 @@ def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
         return nn.Parameter(own, requires_grad=False)
 
 
+def _first_parameter(module: nn.Module) -> nn.Parameter | None:
+    """As `next(module.parameters())`, which takes as long as a small kernel."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    for child in module._modules.values():
+        if child is not None and (found := _first_parameter(child)) is not None:
+            return found
+    return None
+
+
 class Folded(nn.Module):
     """Takes any floating input, computes at its own dtype and returns that.
 
@@ -47,11 +58,9 @@ class Folded(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype it computes at."""
-        # Its own come first: to look inside it takes as long as a small kernel.
-        for parameter in self._parameters.values():
-            if parameter is not None:
-                return parameter.dtype
-        return next(self.parameters()).dtype
+        first = _first_parameter(self)
+        assert first is not None
+        return first.dtype
 
     def enter(self, x: Tensor) -> Tensor:
         """The input at that dtype.
@@ -331,7 +340,11 @@ class FoldedEfficientViTBlock(Folded):
         self.local_module = local_module
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.local_module(self.context_module(x))
+        (y,) = replayed(self, self._outputs, [self.enter(x)])
+        return y
+
+    def _outputs(self, x: Tensor) -> list[Tensor]:
+        return [self.local_module(self.context_module(x))]
 
 
 class FoldedSequence(OpSequential, Folded):

@@ -6,21 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch import Tensor, UntypedStorage
 from torch.utils.weak import WeakTensorKeyDictionary
-
-
-def _state(tensor: Tensor) -> tuple[Any, ...]:
-    """Differs once the tensor has moved or holds other values, while its storage has its number."""
-    return (
-        tensor.untyped_storage()._cdata,
-        tensor._version,
-        tensor.dtype,
-        tensor.shape,
-        tensor.stride(),
-        tensor.data_ptr(),
-    )
 
 
 class _Kept(NamedTuple):
@@ -28,12 +15,12 @@ class _Kept(NamedTuple):
 
     Attributes:
         states: of the tensors.
-        storages: theirs; a weak reference keeps the number of one that is gone from reuse.
+        storages: theirs, as no others can be where these are as long as they are held.
         result: what was made.
     """
 
     states: list[tuple[Any, ...]]
-    storages: list[StorageWeakRef]
+    storages: list[UntypedStorage]
     result: Any
 
 
@@ -54,14 +41,15 @@ def kept(tensors: Sequence[Tensor], key: tuple[Any, ...], make: Callable[[], Any
         key: whatever else it depends on.
         make: makes it.
     """
-    if any([tensor.is_inference() for tensor in tensors]):
+    try:
+        states = [(x.data_ptr(), x._version, x.dtype, x.shape, x.stride()) for x in tensors]
+    except RuntimeError:
         return make()
-    states = [_state(tensor) for tensor in tensors]
     with _lock:
         of_first = _kept.setdefault(tensors[0], {})
         found = of_first.get(key)
         if found is None or found.states != states:
-            storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
+            storages = [tensor.untyped_storage() for tensor in tensors]
             found = _Kept(states, storages, make())
             # What other instruction sets and values have left behind is of no more use.
             for other, ((first, *_), *_) in list(of_first.items()):

@@ -174,7 +174,6 @@ def _is_watched(inputs: Sequence[Tensor]) -> bool:
     """Whether operators called with these would be seen, or other than computed on the CPU."""
     return (
         torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
         or torch.autograd._profiler_enabled()
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
