@@ -200,6 +200,7 @@ class _Server:
         seconds = [self._fastest_run(compute) for _, compute in self._candidates]
         configuration, self._compute = self._candidates[seconds.index(min(seconds))]
         self._takes_long = min(seconds) > _SECONDS_OF_A_LONG_RUN
+        self._device.make_room()
         return {"configuration": configuration + lost}
 
     def output(self, to: str) -> dict[str, Any]:
@@ -260,7 +261,8 @@ class Cpu:
         return _status("VmHWM")
 
     def make_room(self) -> None:
-        """Nothing is kept from others."""
+        """Give back what is free: it may have room for large maps that the system would have to clear."""
+        _trim()
 
 
 class Gpu:

@@ -439,6 +439,8 @@ PYBIND11_MODULE(_cpu, module) {
       .def(py::init<>())
       .def_static("stand_in", &Launches::stand_in, "number"_a,
                   "What a launch that is added is given as the address of map `number`.")
+      .def_static("memory", &Launches::memory, "bytes"_a,
+                  "Address of memory for maps that are not returned, the calling thread's until it asks for more.")
       .def("run", &Launches::run, "maps"_a, py::call_guard<py::gil_scoped_release>(),
            "All of them, in turn, the maps being at these addresses.");
 

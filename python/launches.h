@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "evsam/layer_norm_2d.h"
+#include "evsam/pages.h"
 #include "evsam/relu_linear_attention.h"
 
 class Launches {
@@ -27,6 +28,13 @@ class Launches {
   }
 
   void add(std::function<void(const Maps&)> launch) { launches_.push_back(std::move(launch)); }
+
+  // Memory for maps that launches hand on, which the calling thread owns until its next call of this function.
+  // A thread keeps its largest piece. Throws std::bad_alloc.
+  static std::int64_t memory(std::int64_t bytes) {
+    thread_local evsam::Pages pages;
+    return reinterpret_cast<std::int64_t>(pages.reserve(static_cast<std::size_t>(bytes)));
+  }
 
   // All of them, in turn.
   void run(const Maps& maps) const {

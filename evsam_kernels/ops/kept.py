@@ -43,7 +43,7 @@ def kept(tensors: Sequence[Tensor], key: tuple[Any, ...], make: Callable[[], Any
     """
     try:
         states = [(x.data_ptr(), x._version, x.dtype, x.shape, x.stride()) for x in tensors]
-    except RuntimeError:
+    except RuntimeError:  # Of a tensor that does not tell.
         return make()
     with _lock:
         of_first = _kept.setdefault(tensors[0], {})

@@ -356,8 +356,7 @@ class _Recording(NamedTuple):
 
     def replay(self, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> None:
         """Write what the inputs give; all are dense NHWC."""
-        memory = inputs[0].new_empty(self.size, dtype=torch.uint8)
-        begin = memory.data_ptr()
+        begin = self.launches.memory(self.size)
         addresses = [*(x.data_ptr() for x in inputs), *(begin + place for place in self.places)]
         for number, result in zip(self.results, results, strict=True):
             addresses[number] = result.data_ptr()

@@ -8,12 +8,7 @@ namespace evsam {
 
 char* scratch(std::int64_t bytes) {
   thread_local Pages pages;
-  const auto wanted = static_cast<std::size_t>(bytes);
-  if (wanted > pages.size()) {
-    pages = Pages();  // First, so that there are never two.
-    pages = Pages(wanted);
-  }
-  return pages.data();
+  return pages.reserve(static_cast<std::size_t>(bytes));
 }
 
 }  // namespace evsam

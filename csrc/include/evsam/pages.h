@@ -57,6 +57,15 @@ class Pages {
     return *this;
   }
 
+  // Has at least so many bytes, anew if there were fewer; uninitialised. Throws std::bad_alloc.
+  char* reserve(std::size_t bytes) {
+    if (bytes > size_) {
+      *this = Pages();  // First, so that there are never two.
+      *this = Pages(bytes);
+    }
+    return data_;
+  }
+
   char* data() const { return data_; }
   std::size_t size() const { return size_; }
 
