@@ -261,7 +261,7 @@ class Cpu:
         return _status("VmHWM")
 
     def make_room(self) -> None:
-        """Give back what is free: it may have room for large maps that the system would have to clear."""
+        """Give back what is free: room for large maps that the system would have to clear."""
         _trim()
 
 
