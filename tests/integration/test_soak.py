@@ -32,10 +32,11 @@ def test_memory_stays_flat(fused):
         return resident_bytes()
 
     run(100)
-    before = run(1)
-    after = run(1000)
-    # One thousandth of the outputs, had they stayed: 4 KiB of every forward.
-    assert after - before < output_bytes
+    before, after, later = run(1), run(1000), run(1000)
+    # One thousandth of the outputs, had they stayed: 4 KiB of every forward. What is not left
+    # behind but touched late comes once: a thread's part of the working memory, say, where
+    # threads wait for a core.
+    assert min(after - before, later - after) < output_bytes
 
 
 def test_no_tensor_outlives_its_forward(fused):
