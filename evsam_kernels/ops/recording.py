@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -228,6 +229,22 @@ class _Map(NamedTuple):
     storage: StorageWeakRef
 
 
+@dataclass(eq=False)
+class _Piece:
+    """Of memory for maps, for one or several that take its place in turn.
+
+    Attributes:
+        size: of it, in bytes.
+        first, last: launches that write and read it.
+        begin: where it lies, in bytes.
+    """
+
+    size: int
+    first: int
+    last: int = 0
+    begin: int = 0
+
+
 class _Recorder:
     """Writes down launches. The inputs are maps 0, 1, ...; every launch makes the next."""
 
@@ -299,26 +316,41 @@ class _Recorder:
         return _Recording(launches, [places.get(n, 0) for n in made], size, numbers, shapes, held)
 
     def _places(self, results: Sequence[int]) -> tuple[dict[int, int], int]:
-        """Where in one piece of memory maps lie that are not returned, and its size in bytes."""
+        """Where in one piece of memory maps lie that are not returned, and its size in bytes.
+
+        Pieces are placed from the largest to the smallest, each as far in front as those leave room
+        that are needed at the same time (Pisarchyk and Lee, arXiv 2001.03288).
+        """
         last_use = {step.y: index for index, step in enumerate(self.steps)}
         for index, step in enumerate(self.steps):
             last_use.update(dict.fromkeys(step.reads(), index))
-        sizes: list[int] = []  # Of buffers, each for one map after the other.
-        free: set[int] = set()
-        buffer_of: dict[int, int] = {}
+        piece_of: dict[int, _Piece] = {}
         for index, step in enumerate(self.steps):
-            if step.y not in results:
-                needed = -(-self.maps[step.y].nbytes // _ALIGNMENT) * _ALIGNMENT
-                if not free:
-                    free.add(len(sizes))
-                    sizes.append(0)
-                buffer = min(free, key=lambda each: abs(sizes[each] - needed))
-                free.remove(buffer)
-                sizes[buffer] = max(sizes[buffer], needed)
-                buffer_of[step.y] = buffer
-            free.update(buffer for map_, buffer in buffer_of.items() if last_use[map_] == index)
-        begins = list(itertools.accumulate(sizes, initial=0))
-        return {map_: begins[buffer] for map_, buffer in buffer_of.items()}, begins[-1]
+            if step.y in results:
+                continue
+            residual = dict(step.maps).get("residual")
+            if (
+                residual in piece_of
+                and last_use[residual] == index
+                and list(step.reads()).count(residual) == 1
+            ):
+                # A kernel reads what it adds just before it writes the sum.
+                piece = piece_of[residual]
+            else:
+                size = -(-self.maps[step.y].nbytes // _ALIGNMENT) * _ALIGNMENT
+                piece = _Piece(size, index)
+            piece.last = last_use[step.y]
+            piece_of[step.y] = piece
+        placed: list[_Piece] = []
+        for piece in sorted(set(piece_of.values()), key=lambda each: (-each.size, each.first)):
+            for other in sorted(placed, key=lambda each: each.begin):
+                if other.first <= piece.last and piece.first <= other.last:
+                    if other.begin >= piece.begin + piece.size:
+                        break
+                    piece.begin = max(piece.begin, other.begin + other.size)
+            placed.append(piece)
+        size = max((piece.begin + piece.size for piece in placed), default=0)
+        return {map_: piece.begin for map_, piece in piece_of.items()}, size
 
 
 class _Recording(NamedTuple):

@@ -41,12 +41,18 @@ void check(DType dtype, std::int64_t batch, std::int64_t height, std::int64_t wi
                                   shape,            dtype,
                                   stay};
   const PackedWeights packed(evsam::mbconv_pack, from);
-  Tensor y(dtype, static_cast<std::int64_t>(expected.values.size()));
-  evsam::mbconv({x_in.data(), y.data(), has_residual ? residual_in.data() : nullptr, packed.data(),
-                 stay ? expand_in.data() : nullptr, stay ? point_in.data() : nullptr, batch, height, width, shape, activation, dtype, num_threads});
-  compare(join({batch, height, width, shape.in_channels, mid, shape.out_channels, shape.kernel,
-                shape.stride, turn}),
-          dtype, expected.values, y);
+  const auto call = [&](void* y, const void* residual) {
+    evsam::mbconv({x_in.data(), y, residual, packed.data(), stay ? expand_in.data() : nullptr,
+                   stay ? point_in.data() : nullptr, batch, height, width, shape, activation, dtype,
+                   num_threads});
+  };
+  Tensor y(dtype, static_cast<std::int64_t>(expected.values.size())), over(dtype, residual);
+  call(y.data(), has_residual ? residual_in.data() : nullptr);
+  if (has_residual) call(over.data(), over.data());
+  const std::string what = join({batch, height, width, shape.in_channels, mid, shape.out_channels,
+                                 shape.kernel, shape.stride, turn});
+  compare(what, dtype, expected.values, y);
+  if (has_residual) compare(what + " over the residual", dtype, expected.values, over);
   failed |= !x_in.unchanged() || !residual_in.unchanged();
 }
 

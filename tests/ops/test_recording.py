@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -426,6 +427,80 @@ def test_memory_goes_with_the_weights(first):
     del sequence
     gc.collect()
     assert not any(weight() is not None for weight in weights)
+
+
+class Lives:
+    """The first and the last launch that maps are needed for, found by looking at all of them."""
+
+    def __init__(self, steps: list[recording._Step]) -> None:
+        self.steps = steps
+
+    def __getitem__(self, map_: int) -> tuple[int, int]:
+        needing = [i for i, step in enumerate(self.steps) if map_ in (step.y, *step.reads())]
+        return needing[0], needing[-1]
+
+    def may_share(self, first: int, second: int) -> bool:
+        """Whether one is no longer needed where the other begins, but for what is added to it."""
+        if self[first] > self[second]:
+            first, second = second, first
+        end, begin = self[first][1], self[second][0]
+        writing = self.steps[begin]
+        added = [("residual", first)] == [each for each in writing.maps if first in each]
+        return end < begin or (end == begin and added and list(writing.reads()).count(first) == 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_maps_lie_where_no_other_is_needed(seed):
+    """A chain of launches that read, or add, what any of those before have made."""
+    generator = random.Random(seed)
+    recorder = recording._Recorder([image(1, 1, 1, 1)])
+    for y in range(1, 20):
+        recorder.maps.append(recorder.maps[0]._replace(nbytes=generator.randrange(1, 500)))
+        maps: list[tuple[str, int | list[int]]] = [("x", generator.randrange(max(y - 3, 0), y))]
+        if generator.random() < 0.3:
+            maps.append(("maps", [generator.randrange(y), generator.randrange(y)]))
+        alike = generator.randrange(max(y - 4, 0), y)
+        if alike > 0 and generator.random() < 0.6:
+            maps.append(("residual", alike))
+            recorder.maps[y] = recorder.maps[alike]
+        recorder.steps.append(recording._Step(print, maps, y, {}))
+    results = sorted(generator.sample(range(1, 20), 2))
+    places, size = recorder._places(results)
+    assert sorted(places) == [y for y in range(1, 20) if y not in results]
+    lives = Lives(recorder.steps)
+    for map_, begin in places.items():
+        assert begin % 64 == 0
+        assert begin + recorder.maps[map_].nbytes <= size
+        for other in range(1, map_):
+            if other in places and not lives.may_share(map_, other):
+                end, end_of_other = (
+                    places[each] + recorder.maps[each].nbytes for each in (map_, other)
+                )
+                assert end <= places[other] or end_of_other <= begin, (map_, other)
+
+
+def test_a_sum_is_written_over_what_is_added(monkeypatch):
+    torch.manual_seed(1)
+    chains = [
+        folded.FoldedConvChain([conv(32, 32), conv(32, 32)], residual=True, backend="auto")
+        for _ in range(3)
+    ]
+    sequence = folded.FoldedSequence([conv(3, 32), *chains, conv(32, 32)]).eval()
+    sizes = []
+    plain = recording._Recorder._places
+
+    def noting(self, results):
+        places, size = plain(self, results)
+        sizes.append(size)
+        return places, size
+
+    monkeypatch.setattr(recording._Recorder, "_places", noting)
+    expected = in_turn(sequence, X)
+    sizes.clear()
+    for _ in range(3):
+        assert torch.equal(sequence(X), expected)
+    # What a chain is given and the map between its two convolutions.
+    assert sizes == [2 * X.numel() // 3 * 32 * X.element_size()]
 
 
 @pytest.fixture

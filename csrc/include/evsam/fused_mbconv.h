@@ -27,7 +27,7 @@ struct FusedMBConvWeights {
 
 struct FusedMBConvArgs {
   const void* x;         // [batch, height, width, in_channels]
-  void* y;               // [batch, height', width', out_channels], overlaps nothing else
+  void* y;               // [batch, height', width', out_channels]; may be residual, overlaps nothing else
   const void* residual;  // as y; null for none
   const void* packed;    // what fused_mbconv_pack wrote with the same instruction set
   std::int64_t batch, height, width;  // of x; those of y are (size - 1) / stride + 1

@@ -27,7 +27,7 @@ struct MBConvWeights {
 
 struct MBConvArgs {
   const void* x;         // [batch, height, width, in_channels]
-  void* y;               // [batch, height', width', out_channels], overlaps nothing else
+  void* y;               // [batch, height', width', out_channels]; may be residual, overlaps nothing else
   const void* residual;  // as y; null for none
   const void* packed;    // what mbconv_pack wrote with the same instruction set
   const void *expand_weight, *point_weight;  // as mbconv_pack had them, if they stay; null otherwise
