@@ -153,10 +153,12 @@ def pack_multi_scale_attention(
     out_channels: int,
     kernels: list[int],
     dtype: str,
+    stay: bool,
 ) -> MultiScaleAttentionPacked: ...
 def multi_scale_attention(
     *,
     packed: MultiScaleAttentionPacked,
+    qkv_weight: int | None,
     x: int,
     y: int,
     residual: int | None,

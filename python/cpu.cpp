@@ -293,7 +293,7 @@ MultiScaleAttentionPacked pack_multi_scale_attention(
     const Addresses& depth_biases, const Addresses& group_weights, const Addresses& group_biases,
     Address proj_weight, std::optional<Address> proj_bias, std::int64_t in_channels,
     std::int64_t heads, std::int64_t head_dim, std::int64_t out_channels,
-    const std::vector<std::int64_t>& kernels, const std::string& dtype_name) {
+    const std::vector<std::int64_t>& kernels, const std::string& dtype_name, bool stay) {
   check_at_least("in_channels", in_channels, 1);
   check_at_least("heads", heads, 1);
   check_at_least("head_dim", head_dim, 1);
@@ -308,6 +308,7 @@ MultiScaleAttentionPacked pack_multi_scale_attention(
         "weights and biases must hold one tensor per scale");
   evsam::MultiScaleAttentionWeights weights{};
   const evsam::DType dtype = weights.dtype = parse_storage_dtype(dtype_name);
+  weights.stay = stay;
   const std::int64_t width = element_count({heads, 3, head_dim}, dtype);
   weights.shape.in_channels = in_channels;
   weights.shape.heads = heads;
@@ -337,13 +338,16 @@ MultiScaleAttentionPacked pack_multi_scale_attention(
   return MultiScaleAttentionPacked(weights);
 }
 
-void multi_scale_attention(const MultiScaleAttentionPacked& packed, Address x, Address y,
-                           std::optional<Address> residual, std::int64_t batch,
+void multi_scale_attention(const MultiScaleAttentionPacked& packed, std::optional<Address> qkv_weight,
+                           Address x, Address y, std::optional<Address> residual, std::int64_t batch,
                            std::int64_t height, std::int64_t width, double eps, int num_threads, Launches* later) {
   const evsam::MultiScaleAttentionShape& shape = packed.weights().shape;
   auto args = map_arguments<evsam::MultiScaleAttentionArgs>(
       packed, x, y, residual, batch, height, width, 1, shape.in_channels, shape.out_channels,
       num_threads);
+  check(qkv_weight.has_value() == packed.weights().stay,
+        "qkv_weight must be given where it stays, and be None where it does not");
+  args.qkv_weight = optional_pointer("qkv_weight", qkv_weight, args.dtype, 1);
   args.shape = shape;
   args.eps = eps;
   launch(evsam::multi_scale_attention, args, later);
@@ -476,10 +480,11 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("pack_multi_scale_attention", &pack_multi_scale_attention, py::kw_only(),
              "qkv_weight"_a, "qkv_bias"_a, "depth_weights"_a, "depth_biases"_a, "group_weights"_a,
              "group_biases"_a, "proj_weight"_a, "proj_bias"_a, "in_channels"_a, "heads"_a,
-             "head_dim"_a, "out_channels"_a, "kernels"_a, "dtype"_a,
+             "head_dim"_a, "out_channels"_a, "kernels"_a, "dtype"_a, "stay"_a,
              "Weights for multi_scale_attention; see csrc/include/evsam/multi_scale_attention.h.");
-  module.def("multi_scale_attention", &multi_scale_attention, py::kw_only(), "packed"_a, "x"_a,
-             "y"_a, "residual"_a, "batch"_a, "height"_a, "width"_a, "eps"_a, "num_threads"_a, "later"_a = py::none(),
+  module.def("multi_scale_attention", &multi_scale_attention, py::kw_only(), "packed"_a,
+             "qkv_weight"_a, "x"_a, "y"_a, "residual"_a, "batch"_a, "height"_a, "width"_a, "eps"_a,
+             "num_threads"_a, "later"_a = py::none(),
              "The LiteMLA block; see csrc/include/evsam/multi_scale_attention.h.");
   module.def("relu_linear_attention", &relu_linear_attention, py::kw_only(), "qkv"_a, "y"_a,
              "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "eps"_a, "dtype"_a, "num_threads"_a, "later"_a = py::none(),

@@ -221,13 +221,13 @@ void attend(const AttendKeysArgs& args, std::int64_t first, std::int64_t count, 
 void attend_keys(const AttendKeysArgs& args) {
   Pieces counted;
   const Room one(counted, args);
-  char* memory = scratch(args.num_threads * counted.bytes());
+  const Scratch memory = scratch(counted.bytes(), args.num_threads);
   const Runs groups(args.batch, prompts_at_once, args.num_threads);
   const std::int64_t parts = args.batch < args.num_threads ? args.heads : 1;
   const std::int64_t operations = args.batch * args.heads * args.tokens * args.positions *
                                   2 * (args.head_dim + args.rank);
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces pieces(memory + member * counted.bytes());
+    Pieces pieces(own_piece(memory, member));
     const Room room(pieces, args);
     for_each(groups.size() * parts, [&](std::int64_t task) {
       const std::int64_t group = task / parts, part = task % parts;

@@ -58,14 +58,14 @@ void run_winograd(const ConvActArgs& args, const Map<Storage>& in, const Output<
   const std::int64_t at_once = tiles.at_once(max_rows, args.num_threads);
   Pieces counted;
   const Room one(counted, at_once, conv.in_channels);
-  char* memory = scratch(args.num_threads * counted.bytes());
+  const Scratch memory = scratch(counted.bytes(), args.num_threads);
 
   Pieces packed = pieces_of(args.packed);
   const WinogradWeights<Scheme, Storage> weights(packed, conv.in_channels, conv.out_channels);
   const Runs runs(tiles.count, at_once, args.num_threads);
   const std::int64_t operations = tiles.count * conv.in_channels * conv.out_channels;
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces pieces(memory + member * counted.bytes());
+    Pieces pieces(own_piece(memory, member));
     const Room room(pieces, at_once, conv.in_channels);
     const auto sink = [output, pixels = room.pixels](std::int64_t row) {
       return output.line(pixels[row]);
@@ -97,12 +97,12 @@ void run_direct(const ConvActArgs& args, const Map<Storage>& in, const Output<St
   };
   Pieces counted;
   const Room one(counted, at_once, operand_columns);
-  char* memory = scratch(args.num_threads * counted.bytes());
+  const Scratch memory = scratch(counted.bytes(), args.num_threads);
 
   const Runs runs(pixels, at_once, args.num_threads);
   const std::int64_t operations = pixels * operand_columns * conv.out_channels;
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces pieces(memory + member * counted.bytes());
+    Pieces pieces(own_piece(memory, member));
     const Room room(pieces, at_once, operand_columns);
     for_each(runs.size() * conv.groups, [&](std::int64_t task) {
       const std::int64_t group = task % conv.groups, run = task / conv.groups;
@@ -134,13 +134,13 @@ void run_narrow(const ConvActArgs& args, const Map<Storage>& in, const Output<St
   const NarrowWeights<Storage> weights(packed, conv);
   Pieces counted;
   const NarrowRoom one(counted, conv, in.width);
-  char* memory = scratch(args.num_threads * counted.bytes());
+  const Scratch memory = scratch(counted.bytes(), args.num_threads);
   const std::int64_t height = size_after(in.height, conv.stride);
   const std::int64_t width = size_after(in.width, conv.stride);
   const std::int64_t lines = in.batch * height;
   const std::int64_t operations = lines * width * weights.matrix.rows * conv.out_channels;
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces pieces(memory + member * counted.bytes());
+    Pieces pieces(own_piece(memory, member));
     const NarrowRoom room(pieces, conv, in.width);
     for_each(lines, [&](std::int64_t line) {
       convolve_line(in, line / height, line % height, weights, room, args.activation,

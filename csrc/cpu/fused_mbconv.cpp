@@ -82,7 +82,7 @@ void run_winograd(const FusedMBConvArgs& args, const Map<Storage>& in,
   };
   Pieces counted;
   const Room one(counted, at_once, shape.in_channels, mid_columns);
-  char* memory = scratch(args.num_threads * counted.bytes());
+  const Scratch memory = scratch(counted.bytes(), args.num_threads);
 
   Pieces packed = pieces_of(args.packed);
   const Matrix<E> point(packed, shape.mid_channels, shape.out_channels);
@@ -90,7 +90,7 @@ void run_winograd(const FusedMBConvArgs& args, const Map<Storage>& in,
   const Runs runs(tiles.count, at_once, args.num_threads);
   const std::int64_t operations = tiles.count * shape.in_channels * shape.mid_channels;
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces pieces(memory + member * counted.bytes());
+    Pieces pieces(own_piece(memory, member));
     const Room room(pieces, at_once, shape.in_channels, mid_columns);
     const auto sink = [&](std::int64_t row) { return output.line(room.winograd.pixels[row]); };
     for_each(runs.size(), [&](std::int64_t run) {
@@ -126,7 +126,7 @@ void run_direct(const FusedMBConvArgs& args, const Map<Storage>& in,
   };
   Pieces counted;
   const Room one(counted, at_once, columns, mid_columns);
-  char* memory = scratch(args.num_threads * counted.bytes());
+  const Scratch memory = scratch(counted.bytes(), args.num_threads);
 
   Pieces packed = pieces_of(args.packed);
   const Matrix<E> point(packed, shape.mid_channels, shape.out_channels);
@@ -134,7 +134,7 @@ void run_direct(const FusedMBConvArgs& args, const Map<Storage>& in,
   const Runs runs(pixels, at_once, args.num_threads);
   const std::int64_t operations = pixels * columns * shape.mid_channels;
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces pieces(memory + member * counted.bytes());
+    Pieces pieces(own_piece(memory, member));
     const Room room(pieces, at_once, columns, mid_columns);
     for_each(runs.size(), [&](std::int64_t run) {
       const std::int64_t first = runs.begin(run), count = runs.end(run) - first;

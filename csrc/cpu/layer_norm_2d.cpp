@@ -125,8 +125,8 @@ void run(const LayerNorm2dArgs& args) {
   const Room one(counted, channels);
   shared_counted.take<T>(channels);
   shared_counted.take<T>(channels);
-  char* memory = scratch(shared_counted.bytes() + args.num_threads * counted.bytes());
-  Pieces shared(memory);
+  const Scratch memory = scratch(counted.bytes(), args.num_threads, shared_counted.bytes());
+  Pieces shared(memory.shared);
   T *const ones = shared.take<T>(channels), *const zeros = shared.take<T>(channels);
   if (weight == nullptr) weight = filled<T>(ones, channels, 1);
   if (bias == nullptr) bias = filled<T>(zeros, channels, 0);
@@ -172,7 +172,7 @@ void run(const LayerNorm2dArgs& args) {
   constexpr std::int64_t rows_at_once = 16 * tile_rows;
   const std::int64_t tasks = (args.rows + rows_at_once - 1) / rows_at_once;
   parallel(args.num_threads, args.rows * channels, [&](int member) {
-    Pieces pieces(memory + shared_counted.bytes() + member * counted.bytes());
+    Pieces pieces(own_piece(memory, member));
     const Room room(pieces, channels);
     for_each(tasks, [&](std::int64_t task) {
       const std::int64_t last = (task + 1) * rows_at_once;

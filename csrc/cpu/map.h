@@ -341,20 +341,31 @@ void multiply_straight_into(const Operand<E>& a, std::int64_t rows, const Matrix
   });
 }
 
+// Columns [begin, end) of activation(product + bias), into the sink; multiply(first, columns, stride) writes some of
+// the product to the sums.
+template <class Storage, class E, class Multiply, class Sink>
+void product_into(std::int64_t rows, const Matrix<E>& weights, std::int64_t begin, std::int64_t end,
+                  const Sums& sums, Activation activation, const Sink& sink, const Multiply& multiply) {
+  const std::int64_t at_once = least(Sums::columns, end - begin), stride = Sums::stride(at_once);
+  with_activation<Storage>(activation, [&](const auto& activate) {
+    for (std::int64_t first = begin; first < end; first += at_once) {
+      const std::int64_t columns = least(at_once, end - first);
+      multiply(first, columns, stride);
+      pass_on(sums.elements, stride, rows, first, columns, weights, activate, sink);
+    }
+  });
+}
+
 // Columns [begin, end) of activation(a * weights + bias), into the sink.
 template <class Storage, class E, class Sink>
 void multiply_into(const Operand<E>& a, std::int64_t rows, const Matrix<E>& weights,
                    std::int64_t begin, std::int64_t end, const Sums& sums, Activation activation,
                    const Sink& sink) {
-  const std::int64_t at_once = least(Sums::columns, end - begin), stride = Sums::stride(at_once);
-  with_activation<Storage>(activation, [&](const auto& activate) {
-    for (std::int64_t first = begin; first < end; first += at_once) {
-      const std::int64_t columns = least(at_once, end - first);
-      multiply(rows, columns, weights.blocks(), a.elements, a.stride(), weights.panel_at(first),
-               weights.panel_size(), sums.elements, stride);
-      pass_on(sums.elements, stride, rows, first, columns, weights, activate, sink);
-    }
-  });
+  product_into<Storage>(rows, weights, begin, end, sums, activation, sink,
+                        [&](std::int64_t first, std::int64_t columns, std::int64_t stride) {
+                          multiply(rows, columns, weights.blocks(), a.elements, a.stride(),
+                                   weights.panel_at(first), weights.panel_size(), sums.elements, stride);
+                        });
 }
 
 }  // namespace

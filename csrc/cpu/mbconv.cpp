@@ -15,55 +15,12 @@
 #include "depthwise.h"
 #include "map.h"
 #include "parallel.h"
+#include "point_weights.h"
 #include "scratch.h"
 #include "strassen.h"
 
 namespace evsam::EVSAM_ISA {
 namespace {
-
-// Of a 1x1 convolution: packed, or where they are large as they are.
-template <class Storage>
-struct PointWeights {
-  using E = Element<Storage>;
-
-  Matrix<E> matrix;         // with panels, or
-  const Storage* elements;  // [columns][rows], null for none
-  Storage* copy;            // of them, unless they are `given`
-
-  PointWeights(Pieces& pieces, std::int64_t rows, std::int64_t columns, const void* given)
-      : matrix(pieces, rows, columns, !stay_transposed(rows, columns)),
-        elements(nullptr),
-        copy(nullptr) {
-    if (!stay_transposed(rows, columns)) return;
-    if (given == nullptr) copy = pieces.take<Storage>(rows * columns);
-    elements = given == nullptr ? copy : static_cast<const Storage*>(given);
-  }
-
-  // Whether they are taken as they are: always where products are made in forms, and else where packed panels would
-  // take much memory, though a product takes 2 % less time with these.
-  static bool stay_transposed(std::int64_t rows, std::int64_t columns) {
-    constexpr std::int64_t large = same<E, float> ? 0 : 1 << 20;
-    return rows % block == 0 && columns % block == 0 && columns >= FormsRoom<E>::least_columns &&
-           has_forms<float>(2, columns, blocks_of(rows)) && rows * columns >= large;
-  }
-  bool is_transposed() const { return elements != nullptr; }
-
-  Transposed<Storage> from(std::int64_t row, std::int64_t column) const {
-    return Transposed<Storage>{elements, matrix.rows, 1 / (*matrix.scale * headroom<E>)}.from(row, column);
-  }
-
-  void pack(const void* weight, const void* bias) const {
-    if (!is_transposed()) return pack_pointwise<Storage>(weight, bias, matrix);
-    pack_bias<Storage>(bias, matrix.columns, matrix.bias);
-    const auto* from = static_cast<const Storage*>(weight);
-    const double larger = weight_headroom<E>(matrix.rows, matrix.columns, [&](std::int64_t k, std::int64_t n) {
-      return wide(from[n * matrix.rows + k]);
-    });
-    *matrix.scale = static_cast<float>(1 / (larger * headroom<E>));
-    if (copy == nullptr) return;
-    for (std::int64_t i = 0; i < matrix.rows * matrix.columns; ++i) copy[i] = from[i];
-  }
-};
 
 template <class Storage>
 struct Weights {
@@ -215,7 +172,7 @@ void multiply_transposed(const Plan<E>& plan, const PointWeights<Storage>& weigh
   const std::int64_t stride = Sums::stride(end - first), blocks = weights.matrix.blocks();
   for (std::int64_t column = first, i = 0; column < end; column += 2 * panel, ++i) {
     float* sums = room.sums.elements + column - first;
-    const Ahead<E, Storage> ahead{weights.from(0, column + after), blocks};
+    const Ahead<E, Storage> ahead{weights.from(0, column + after), 2 * panel, blocks};
     if constexpr (same<E, float>) {
       if (plan.in_forms) {
         multiply(input.forms, row / 2, count / 2, RightForms(room.right[i], blocks), sums, stride, false,
@@ -223,8 +180,8 @@ void multiply_transposed(const Plan<E>& plan, const PointWeights<Storage>& weigh
         continue;
       }
     }
-    multiply(count, blocks, input.rows.from(row).elements, input.rows.stride(), room.right[i], sums, stride,
-             false, ahead);
+    multiply(count, 2 * panel, blocks, input.rows.from(row).elements, input.rows.stride(), room.right[i], sums,
+             stride, false, ahead);
   }
 }
 
@@ -299,7 +256,7 @@ void expand_and_filter(const Plan<E>& plan, const Weights<Storage>& weights, std
           continue;
         }
       }
-      write_panels(from, blocks, room.right[i]);
+      write_panels(from, 2 * panel, blocks, room.right[i]);
     }
   std::int64_t base = 0, expanded = 0;
   for (std::int64_t y = 0; y < plan.out_height; y += plan.lines) {
@@ -328,15 +285,9 @@ void project(const SharedRoom<E>& shared, const PointWeights<Storage>& weights, 
   const std::int64_t stride = several ? shared.sums_stride : Sums::stride(Sums::columns);
   float* sums = several ? shared.sums + task.row * stride + task.column : own.sums.elements;
   const std::int64_t rows = task.row_end - task.row, columns = task.column_end - task.column;
-  const std::int64_t blocks = (end - first) / block, filtered_stride = shared.filtered.stride();
-  const E* filtered = shared.filtered.elements + task.row * block;
+  multiply(own.projection, rows, columns, (end - first) / block, shared.filtered.from(task.row), weights, first,
+           task.column, sums, stride, first > 0);
   const Matrix<E>& matrix = weights.matrix;
-  if (weights.is_transposed())
-    multiply(own.projection, rows, columns, blocks, filtered, filtered_stride,
-             weights.from(first, task.column), sums, stride, first > 0);
-  else
-    multiply(rows, columns, blocks, filtered, filtered_stride,
-             matrix.panel_at(task.column) + first * panel, matrix.panel_size(), sums, stride, first > 0);
   if (end < round_up(matrix.rows)) return;
   const Vec scale = broadcast(*matrix.scale);
   for (std::int64_t i = 0; i < rows; ++i) {
@@ -363,8 +314,8 @@ void run(const MBConvArgs& args) {
   const SharedRoom<E> counted_shared(shared_pieces, plan, shape);
   const OwnRoom<E> counted_own(own_pieces, plan, shape);
   const Input<E> counted_input(plan.own_input ? own_pieces : shared_pieces, plan, shape);
-  char* memory = scratch(shared_pieces.bytes() + args.num_threads * own_pieces.bytes());
-  Pieces pieces(memory);
+  const Scratch memory = scratch(own_pieces.bytes(), args.num_threads, shared_pieces.bytes());
+  Pieces pieces(memory.shared);
   const SharedRoom<E> shared(pieces, plan, shape);
 
   const std::int64_t hidden = round_up(shape.mid_channels);
@@ -372,7 +323,7 @@ void run(const MBConvArgs& args) {
   const std::int64_t operations = args.batch * in_pixels * shape.in_channels * shape.mid_channels;
 
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces own(memory + shared_pieces.bytes() + member * own_pieces.bytes());
+    Pieces own(own_piece(memory, member));
     const OwnRoom<E> room(own, plan, shape);
     Pieces of_all = pieces;
     const Input<E> input(plan.own_input ? own : of_all, plan, shape);

@@ -163,10 +163,10 @@ void measure_masks(const MeasureMasksArgs& args) {
   Pieces counted;
   const ResizedMaps& maps = args.maps;
   const Room one(counted, maps.columns.size);
-  char* memory = scratch(args.num_threads * counted.bytes());
+  const Scratch memory = scratch(counted.bytes(), args.num_threads);
   const std::int64_t operations = maps.count * maps.rows.size * maps.columns.size * taps;
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces pieces(memory + member * counted.bytes());
+    Pieces pieces(own_piece(memory, member));
     const Room room(pieces, maps.columns.size);
     for_each(maps.count, [&](std::int64_t index) { measure(args, index, room); });
   });

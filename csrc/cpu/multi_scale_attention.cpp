@@ -13,6 +13,7 @@
 #include "depthwise.h"
 #include "map.h"
 #include "parallel.h"
+#include "point_weights.h"
 #include "scratch.h"
 
 namespace evsam::EVSAM_ISA {
@@ -34,13 +35,13 @@ struct GroupWeights {
 
 template <class Storage>
 struct Weights {
-  using E = Element<Storage>;
-
-  Matrix<E> qkv, proj;
+  PointWeights<Storage> qkv;
+  Matrix<Element<Storage>> proj;
   Pieces scales;  // the groups of every scale
 
-  Weights(Pieces& pieces, const MultiScaleAttentionShape& shape)
-      : qkv(pieces, shape.in_channels, qkv_width(shape)),
+  // qkv_weight is null where it does not stay.
+  Weights(Pieces& pieces, const MultiScaleAttentionShape& shape, const void* qkv_weight)
+      : qkv(pieces, shape.in_channels, qkv_width(shape), qkv_weight),
         proj(pieces, (1 + shape.scales) * shape.heads * shape.head_dim, shape.out_channels),
         scales(pieces) {
     for (std::int64_t s = 0; s < shape.scales; ++s)
@@ -73,9 +74,9 @@ template <class Storage>
 std::int64_t pack(const MultiScaleAttentionWeights& from, void* packed) {
   const MultiScaleAttentionShape& shape = from.shape;
   Pieces pieces(packed);
-  const Weights<Storage> weights(pieces, shape);
+  const Weights<Storage> weights(pieces, shape, from.stay ? from.qkv_weight : nullptr);
   if (packed == nullptr) return pieces.bytes();
-  pack_pointwise<Storage>(from.qkv_weight, from.qkv_bias, weights.qkv);
+  weights.qkv.pack(from.qkv_weight, from.qkv_bias);
   pack_pointwise<Storage>(from.proj_weight, from.proj_bias, weights.proj);
   const std::int64_t dim = shape.head_dim;
   for (std::int64_t s = 0; s < shape.scales; ++s)
@@ -109,16 +110,27 @@ struct Qkv {
   Output<float, true> output() const { return {elements, nullptr, width}; }
 };
 
+// The image.
+template <class E>
+struct Input : Operand<E> {
+  Input(Pieces& pieces, const MultiScaleAttentionArgs& args)
+      : Operand<E>{pieces.take<E>(args.height * args.width * round_up(args.shape.in_channels)),
+                   args.height * args.width} {}
+
+  // Whether every thread reads it for itself: little beside the columns of its products, and less than to write lines
+  // that other cores hold, where these are far. Of bfloat16 there are half as many, and to read them is more work.
+  static bool is_own(const MultiScaleAttentionArgs& args) {
+    return same<E, float> && qkv_width(args.shape) >= 512 * args.num_threads;
+  }
+};
+
 template <class E>
 struct SharedRoom {
-  Operand<E> input;  // the image
-  Qkv qkv;           // unless threads take heads
+  Qkv qkv;  // unless threads take heads
   Operand<E> attended;
 
   SharedRoom(Pieces& pieces, const MultiScaleAttentionArgs& args)
-      : input{pieces.take<E>(args.height * args.width * round_up(args.shape.in_channels)),
-              args.height * args.width},
-        qkv(pieces, args.height * args.width, takes_heads(args) ? 0 : qkv_width(args.shape)),
+      : qkv(pieces, args.height * args.width, takes_heads(args) ? 0 : qkv_width(args.shape)),
         attended{pieces.take<E>(args.height * args.width *
                                 round_up((1 + args.shape.scales) * args.shape.heads *
                                          args.shape.head_dim)),
@@ -130,13 +142,15 @@ struct OwnRoom {
   static constexpr std::int64_t aggregated_rows = 3 * max_rows;  // of a product
 
   Sums sums;
-  Qkv qkv;  // of a head, if threads take these
+  FormsRoom<E> projection;  // to q, k and v
+  Qkv qkv;                  // of a head, if threads take these
   Head head;
   float* padded;            // [height + 2 padding][width + 2 padding][head_dim rounded up]
   Operand<float> filtered;  // [pixels][head_dim]
 
   OwnRoom(Pieces& pieces, const MultiScaleAttentionArgs& args, std::int64_t rows)
       : sums(pieces, most(rows, aggregated_rows)),
+        projection(pieces, 0),
         qkv(pieces, args.height * args.width, takes_heads(args) ? 3 * args.shape.head_dim : 0),
         head(pieces, args.height * args.width, args.shape.head_dim),
         padded(pieces.take<float>(largest_padded(args) * round_up(args.shape.head_dim))),
@@ -196,19 +210,18 @@ void aggregate(const MultiScaleAttentionArgs& args, const float* qkv, std::int64
   }
 }
 
-// q, k and v of a task's pixels and columns, the first of which is column `first` of the result.
+// q, k and v of a task's pixels and columns, the first of which is column `first` of the result. The product is not made
+// in forms: attention does not depend on how large a pixel's q is, which may be far smaller than that of its neighbour.
 template <class Storage, class E>
-void project_qkv(const Operand<E>& input, const Matrix<E>& weights,
+void project_qkv(const Operand<E>& input, const PointWeights<Storage>& weights,
                  const typename ProductTasks<E>::Task& task, std::int64_t first, const OwnRoom<E>& room,
                  const Qkv& qkv) {
   const Output<float, true> output = qkv.output();
-  multiply_into<Storage>(input.from(task.row), task.row_end - task.row, weights, task.column,
-                         task.column_end, room.sums, Activation::none, [&](std::int64_t i) {
-                           const auto line = output.line(task.row + i);
-                           return [line, first](std::int64_t column, Vec value) {
-                             line(column - first, value);
-                           };
-                         });
+  multiply_into(room.projection, input.from(task.row), task.row_end - task.row, weights, task.column,
+                task.column_end, room.sums, Activation::none, [&](std::int64_t i) {
+                  const auto line = output.line(task.row + i);
+                  return [line, first](std::int64_t column, Vec value) { line(column - first, value); };
+                });
 }
 
 // One head of one scale, the first being qkv itself: aggregated, attended, and written to columns of `attended`.
@@ -256,7 +269,7 @@ void run(const MultiScaleAttentionArgs& args) {
   const MultiScaleAttentionShape& shape = args.shape;
   if (args.batch == 0) return;
   Pieces packed = pieces_of(args.packed);
-  const Weights<Storage> weights(packed, shape);
+  const Weights<Storage> weights(packed, shape, args.qkv_weight);
   const std::int64_t width = qkv_width(shape), of_head = 3 * shape.head_dim;
   const std::int64_t pixels = args.height * args.width;
   const Output<Storage> output{static_cast<Storage*>(args.y),
@@ -267,28 +280,36 @@ void run(const MultiScaleAttentionArgs& args) {
   const std::int64_t rows = most(qkv_tasks.rows_at_once, proj_tasks.rows_at_once);
 
   Pieces shared_counted, own_counted;
-  const SharedRoom<E> one(shared_counted, args);
-  const OwnRoom<E> another(own_counted, args, rows);
-  char* memory = scratch(shared_counted.bytes() + args.num_threads * own_counted.bytes());
-  Pieces shared_pieces(memory);
+  const SharedRoom<E> counted_shared(shared_counted, args);
+  const OwnRoom<E> counted_own(own_counted, args, rows);
+  const bool own_input = Input<E>::is_own(args);
+  const Input<E> counted_input(own_input ? own_counted : shared_counted, args);
+  const Scratch memory = scratch(own_counted.bytes(), args.num_threads, shared_counted.bytes());
+  Pieces shared_pieces(memory.shared);
   const SharedRoom<E> shared(shared_pieces, args);
 
   const std::int64_t operations = args.batch * pixels * shape.in_channels * width;
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces pieces(memory + shared_counted.bytes() + member * own_counted.bytes());
+    Pieces pieces(own_piece(memory, member));
     const OwnRoom<E> room(pieces, args, rows);
+    Pieces of_all = shared_pieces;
+    const Input<E> input(own_input ? pieces : of_all, args);
     for (std::int64_t image = 0; image < args.batch; ++image) {
       const Storage* x =
           static_cast<const Storage*>(args.x) + image * pixels * shape.in_channels;
-      for_each(args.height, [&](std::int64_t y) {
+      const auto read = [&](std::int64_t y) {
         for (std::int64_t pixel = y * args.width; pixel < (y + 1) * args.width; ++pixel)
-          copy_row(x + pixel * shape.in_channels, shape.in_channels, shared.input, pixel);
-      });
+          copy_row(x + pixel * shape.in_channels, shape.in_channels, input, pixel);
+      };
+      if (own_input)
+        for (std::int64_t y = 0; y < args.height; ++y) read(y);
+      else
+        for_each(args.height, read);
       if (takes_heads(args)) {
         for_each(shape.heads, [&](std::int64_t index) {
           const std::int64_t begin = index * of_head;
           for (std::int64_t row = 0; row < pixels; row += rows)
-            project_qkv<Storage>(shared.input, weights.qkv,
+            project_qkv<Storage>(input, weights.qkv,
                                  {row, least(row + rows, pixels), begin, begin + of_head}, begin, room,
                                  room.qkv);
           for (std::int64_t scale = 0; scale <= shape.scales; ++scale)
@@ -296,7 +317,7 @@ void run(const MultiScaleAttentionArgs& args) {
         });
       } else {
         for_each(qkv_tasks.count, [&](std::int64_t index) {
-          project_qkv<Storage>(shared.input, weights.qkv, qkv_tasks(index), 0, room, shared.qkv);
+          project_qkv<Storage>(input, weights.qkv, qkv_tasks(index), 0, room, shared.qkv);
         });
         // The scales that cost most come first, so that threads end together.
         for_each((1 + shape.scales) * shape.heads, [&](std::int64_t task) {

@@ -19,11 +19,11 @@ void run(const ReluLinearAttentionArgs& args) {
   const std::int64_t dim = args.head_dim, heads = args.heads, tokens = args.tokens;
   Pieces counted;
   const Head one(counted, tokens, dim);
-  char* memory = scratch(args.num_threads * counted.bytes());
+  const Scratch memory = scratch(counted.bytes(), args.num_threads);
   const Output<Storage> output{static_cast<Storage*>(args.y), nullptr, heads * dim};
   const std::int64_t operations = args.batch * heads * tokens * dim * dim;
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces pieces(memory + member * counted.bytes());
+    Pieces pieces(own_piece(memory, member));
     const Head head(pieces, tokens, dim);
     for_each(args.batch * heads, [&](std::int64_t task) {
       const std::int64_t image = task / heads, index = task % heads;

@@ -194,7 +194,7 @@ struct FormsRoom {
 };
 
 // c[rows][columns] = a[rows][32 * blocks] b[32 * blocks][columns], or added to c, as multiply() of matrix.h; in
-// forms where the sizes and the room allow that. `columns` make whole pairs of panels.
+// forms where the sizes and the room allow that. `columns` make whole panels.
 template <class E, class Storage>
 void multiply(const FormsRoom<E>& room, std::int64_t rows, std::int64_t columns, std::int64_t blocks,
               const E* a, std::int64_t a_stride, const Transposed<Storage>& b, float* c,
@@ -209,13 +209,13 @@ void multiply(const FormsRoom<E>& room, std::int64_t rows, std::int64_t columns,
       if (in_forms) left.write(of_a, block, a_stride, 0, left.pairs);
     }
     for (std::int64_t column = 0; column < columns; column += 2 * panel) {
+      const std::int64_t width = least(2 * panel, columns - column);
       const Transposed<Storage> from = b.from(first * block, column);
-      Ahead<E, Storage> ahead{from.from(0, 2 * panel), count};
-      if (column + 2 * panel >= columns) {
+      Ahead<E, Storage> ahead{from.from(0, width), least(2 * panel, columns - column - width), count};
+      if (column + width == columns) {
+        ahead = {b, least(2 * panel, columns), count};
         if (end < blocks)
-          ahead = {b.from(end * block, 0), count, a + end * a_stride, a_stride, rows};
-        else
-          ahead = {b, count};
+          ahead = {b.from(end * block, 0), ahead.columns, count, a + end * a_stride, a_stride, rows};
       }
       if constexpr (same<E, float>) {
         if (in_forms) {
@@ -225,8 +225,8 @@ void multiply(const FormsRoom<E>& room, std::int64_t rows, std::int64_t columns,
           continue;
         }
       }
-      write_panels(from, count, room.right);
-      multiply(rows, count, of_a, a_stride, room.right, c + column, c_stride, accumulate, ahead);
+      write_panels(from, width, count, room.right);
+      multiply(rows, width, count, of_a, a_stride, room.right, c + column, c_stride, accumulate, ahead);
     }
   }
 }

@@ -49,21 +49,21 @@ struct Transposed {
 #endif
 };
 
-// Two panels, [2][blocks][32][panel].
+// The panels of so many columns, [columns / panel][blocks][32][panel].
 template <class E, class Storage>
-void write_panels(const Transposed<Storage>& b, std::int64_t blocks, E* to) {
-  for (std::int64_t column = 0; column < 2 * panel; column += panel, to += blocks * block * panel)
+void write_panels(const Transposed<Storage>& b, std::int64_t columns, std::int64_t blocks, E* to) {
+  for (std::int64_t column = 0; column < columns; column += panel, to += blocks * block * panel)
     for (std::int64_t k = 0; k < blocks * block; k += lanes * in_step<E>)
       for (std::int64_t half = 0; half < panel; half += lanes)
         b.from(k, column + half).write(to + k * panel + half * in_step<E>);
 }
 
-// What tiles fetch while they compute: of a matrix the rows of some blocks in the columns of two panels; then `rows`
-// rows of as many blocks of a left matrix, a_stride apart, unless a is null.
+// What tiles fetch while they compute: of a matrix the rows of some blocks in so many columns; then `rows` rows of as
+// many blocks of a left matrix, a_stride apart, unless a is null.
 template <class E, class Storage>
 struct Ahead {
   Transposed<Storage> b;
-  std::int64_t blocks;
+  std::int64_t columns, blocks;
   const E* a = nullptr;
   std::int64_t a_stride = 0, rows = 0;
 
@@ -72,7 +72,7 @@ struct Ahead {
 
   // Tiles that fetch, each as many cache lines.
   std::int64_t of_right(std::int64_t lines) const {
-    return quotient_up(is_whole() ? 2 * panel * b.stride : blocks * block,
+    return quotient_up(is_whole() ? columns * b.stride : blocks * block,
                        (is_whole() ? lines : 1) * cache_line<Storage>);
   }
   std::int64_t of_left_block(std::int64_t lines) const {
@@ -90,25 +90,27 @@ struct Ahead {
   }
 };
 
-// c[rows][2 * panel] = a[rows][32 * blocks] times two panels as write_panels() leaves them, or added to c, as
-// multiply() of matrix.h.
+// c[rows][columns] = a[rows][32 * blocks] times panels as write_panels() leaves them, or added to c, as multiply() of
+// matrix.h.
 template <class E, class Storage>
-void multiply(std::int64_t rows, std::int64_t blocks, const E* a, std::int64_t a_stride, const E* panels,
-              float* c, std::int64_t c_stride, bool accumulate, const Ahead<E, Storage>& ahead) {
+void multiply(std::int64_t rows, std::int64_t columns, std::int64_t blocks, const E* a, std::int64_t a_stride,
+              const E* panels, float* c, std::int64_t c_stride, bool accumulate,
+              const Ahead<E, Storage>& ahead) {
   const std::int64_t tiles = quotient_up(rows, Tall::rows);
   for (std::int64_t first = 0; first < blocks; first += panel_blocks<E>) {
     const std::int64_t count = least(panel_blocks<E>, blocks - first);
     const std::int64_t lines = count * block / in_step<E>;  // fetched by a tile
     // The last tiles fetch: what was there earlier would have to give way to the panels again.
-    std::int64_t turn = first + count < blocks ? -2 * tiles : least(ahead.count(lines) - 2 * tiles, 0);
-    for (std::int64_t half = 0; half < 2; ++half) {
-      const E* from = panels + (half * blocks + first) * block * panel;
+    const std::int64_t of_panels = columns / panel * tiles;
+    std::int64_t turn = first + count < blocks ? -of_panels : least(ahead.count(lines) - of_panels, 0);
+    for (std::int64_t column = 0; column < columns; column += panel) {
+      const E* from = panels + (column * blocks + first * panel) * block;
       for (std::int64_t t = 0; t < tiles; ++t, ++turn) {
         const std::int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
         // Tiles that have nothing to fetch fetch what they read.
         tile_of<Tall>(end - begin, a + first * a_stride + begin * block, a_stride, count, from,
                       turn < 0 ? Fetch(from) : ahead(turn, lines),
-                      Finish{c + begin * c_stride + half * panel, c_stride, accumulate || first > 0});
+                      Finish{c + begin * c_stride + column, c_stride, accumulate || first > 0});
       }
     }
   }

@@ -189,12 +189,12 @@ void update_keys(const UpdateKeysArgs& args) {
   const Room one(counted, sizes);
   Pieces all;
   all.take<float>(args.batch * of_prompt);
-  char* memory = scratch(all.bytes() + args.num_threads * counted.bytes());
-  float* pairs = Pieces(memory).take<float>(args.batch * of_prompt);
+  const Scratch memory = scratch(counted.bytes(), args.num_threads, all.bytes());
+  float* pairs = Pieces(memory.shared).take<float>(args.batch * of_prompt);
   const std::int64_t groups = quotient_up(args.batch, prompts_at_once);
   const std::int64_t operations = args.batch * args.tiles * positions * of_prompt;
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces pieces(memory + all.bytes() + member * counted.bytes());
+    Pieces pieces(own_piece(memory, member));
     const Room room(pieces, sizes);
     for_each(args.batch, [&](std::int64_t prompt) {
       write_pairs(sizes.new_rank, args.channels, args.rows + prompt * sizes.new_rank * args.channels,

@@ -105,8 +105,8 @@ void run(const UpsampleAddArgs& args) {
   const Room one(counted, args.count, row_room);
   Pieces taps_counted;
   taps_counted.take<Taps>(args.count * (args.height + args.width));
-  char* memory = scratch(taps_counted.bytes() + args.num_threads * counted.bytes());
-  auto* taps = reinterpret_cast<Taps*>(memory);
+  const Scratch memory = scratch(counted.bytes(), args.num_threads, taps_counted.bytes());
+  auto* taps = reinterpret_cast<Taps*>(memory.shared);
   for (std::int64_t m = 0; m < args.count; ++m) {
     Taps* own = taps + m * (args.height + args.width);
     fill(own, args.maps[m].height, args.height);
@@ -116,7 +116,7 @@ void run(const UpsampleAddArgs& args) {
   const std::int64_t lines = args.batch * args.height;
   const std::int64_t operations = lines * args.width * channels * 8 * args.count;
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces pieces(memory + taps_counted.bytes() + member * counted.bytes());
+    Pieces pieces(own_piece(memory, member));
     const Room room(pieces, args.count, row_room);
     for_each(lines, [&](std::int64_t line) {
       const std::int64_t image = line / args.height, y = line % args.height;

@@ -151,13 +151,13 @@ void upscale_masks(const UpscaleMasksArgs& args) {
   Pieces shared, own;
   const Packed counted(shared, args);
   const Room one(own, args, masks);
-  char* memory = scratch(shared.bytes() + args.num_threads * own.bytes());
-  Pieces pieces(memory);
+  const Scratch memory = scratch(own.bytes(), args.num_threads, shared.bytes());
+  Pieces pieces(memory.shared);
   const Packed packed(pieces, args);
   const std::int64_t tiles = quotient_up(args.height * args.width, positions);
   const std::int64_t operations = args.batch * tiles * positions * 4 * args.mid_channels * args.rank;
   parallel(args.num_threads, operations, [&](int member) {
-    Pieces own_pieces(memory + shared.bytes() + member * own.bytes());
+    Pieces own_pieces(own_piece(memory, member));
     const Room room(own_pieces, args, masks);
     const std::int64_t mid = args.mid_channels, out = args.out_channels;
     for_each((args.batch + 1) * 4, [&](std::int64_t task) {

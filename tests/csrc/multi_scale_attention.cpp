@@ -13,7 +13,7 @@ using namespace support;
 
 void check(DType dtype, std::int64_t batch, std::int64_t height, std::int64_t width,
            std::int64_t in_channels, std::int64_t heads, std::int64_t head_dim,
-           std::int64_t out_channels, const std::vector<std::int64_t>& kernels, int turn) {
+           std::int64_t out_channels, const std::vector<std::int64_t>& kernels, int turn, bool stay = false) {
   const bool biases = turn % 3 != 0, scale_biases = turn % 2 != 0, has_residual = turn % 2 == 0;
   const double eps = 1.0 / 64;
   const std::int64_t wide = heads * 3 * head_dim;
@@ -25,6 +25,7 @@ void check(DType dtype, std::int64_t batch, std::int64_t height, std::int64_t wi
   from.shape.out_channels = out_channels;
   from.shape.scales = scales;
   from.dtype = dtype;
+  from.stay = stay;
   std::vector<std::unique_ptr<Tensor>> kept;
   const auto keep = [&](const Values& values) {
     kept.push_back(std::make_unique<Tensor>(dtype, values));
@@ -71,12 +72,17 @@ void check(DType dtype, std::int64_t batch, std::int64_t height, std::int64_t wi
 
   const Tensor x_in(dtype, x.values), residual_in(dtype, residual);
   const PackedWeights packed(evsam::multi_scale_attention_pack, from);
-  Tensor y(dtype, static_cast<std::int64_t>(expected.values.size()));
-  evsam::multi_scale_attention({x_in.data(), y.data(), has_residual ? residual_in.data() : nullptr,
-                                packed.data(), batch, height, width, from.shape, eps, dtype,
-                                1 + turn % 3});
-  compare(join({batch, height, width, in_channels, heads, head_dim, out_channels, scales}), dtype,
-          expected.values, y);
+  const auto call = [&](void* y, const void* residual) {
+    evsam::multi_scale_attention({x_in.data(), y, residual, packed.data(), stay ? from.qkv_weight : nullptr,
+                                  batch, height, width, from.shape, eps, dtype, 1 + turn % 3});
+  };
+  Tensor y(dtype, static_cast<std::int64_t>(expected.values.size())), over(dtype, residual);
+  call(y.data(), has_residual ? residual_in.data() : nullptr);
+  if (has_residual) call(over.data(), over.data());
+  const std::string what =
+      join({batch, height, width, in_channels, heads, head_dim, out_channels, scales});
+  compare(what, dtype, expected.values, y);
+  if (has_residual) compare(what + " over the residual", dtype, expected.values, over);
   failed |= !x_in.unchanged() || !residual_in.unchanged();
 }
 
@@ -92,5 +98,16 @@ int main() {
     check(dtype, 0, 4, 4, 8, 1, 8, 8, {5}, turn++);
     check(dtype, 1, 1, 1, 32, 1, 32, 32, {5}, turn++);
     check(dtype, 1, 9, 8, 64, 2, 32, 64, {5}, turn++);
+    // The weights of the first product are read as they are: by threads that take heads, of which one's columns are
+    // more than are multiplied at once or not, and by threads that take columns of all.
+    for (bool stay : {false, true})
+      for (int threads = 0; threads < 3; ++threads) {
+        check(dtype, 2, 5, 7, 128, 2, 32, 32, {3}, turn++, stay);
+        check(dtype, 1, 3, 5, 128, 3, 64, 32, {5}, turn++, stay);
+        check(dtype, 1, 3, 5, 192, 4, 96, 32, {3}, turn++, stay);
+        check(dtype, 1, 5, 7, 128, 8, 8, 32, {3}, turn++, stay);
+        // So large that those in bfloat16 are, too.
+        check(dtype, 1, 2, 3, 704, 16, 32, 32, {}, turn++, stay);
+      }
   });
 }

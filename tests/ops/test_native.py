@@ -289,6 +289,23 @@ def test_large_weights_are_read_where_they_are(noted, dtype, channels, size, str
     assert addresses[-1] == operands["expand_weight"].data_ptr() != addresses[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("heads", "head_dim"), [(16, 32), (3, 64), (4, 96), (8, 8)], ids=str)
+def test_large_weights_of_attention_are_read_where_they_are(noted, dtype, heads, head_dim):
+    settings = {"channels": (704, 64), "heads": heads, "head_dim": head_dim}
+    operands = Case("multi_scale_attention", "large", settings).operands(dtype)
+    packs = noted("pack_multi_scale_attention")
+    expected = call("multi_scale_attention", operands, "cpu")
+    assert_within_budget("multi_scale_attention", operands, "cpu")
+    turned = operands["qkv_weight"].transpose(0, 1).contiguous().transpose(0, 1)
+    copied = call("multi_scale_attention", operands | {"qkv_weight": turned}, "cpu")
+    assert torch.equal(copied, expected)
+    assert [settings["stay"] for settings in packs] == [True, False]
+    operands["qkv_weight"].share_memory_()
+    assert torch.equal(call("multi_scale_attention", operands, "cpu"), expected)
+    assert packs[-1]["qkv_weight"] == operands["qkv_weight"].data_ptr() != packs[0]["qkv_weight"]
+
+
 def test_weights_that_stay_or_not_are_not_confused():
     weight, x = torch.zeros(4), torch.zeros(4)
     weights = {
@@ -311,6 +328,17 @@ def test_weights_that_stay_or_not_are_not_confused():
         given = None if stay else weight.data_ptr()
         with pytest.raises(ValueError, match="must be given where they stay"):
             _cpu.mbconv(packed=packed, expand_weight=given, point_weight=given, **arguments)
+    weights = dict.fromkeys(("qkv_weight", "proj_weight"), weight.data_ptr())
+    weights |= dict.fromkeys(("qkv_bias", "proj_bias"))
+    weights |= {name: [] for name in ("depth_weights", "depth_biases", "group_weights")}
+    weights |= {"group_biases": [], "in_channels": 1, "heads": 1, "head_dim": 1}
+    weights |= {"out_channels": 1, "kernels": []}
+    del arguments["activation"]
+    for stay in (False, True):
+        packed = _cpu.pack_multi_scale_attention(**weights, dtype="float32", stay=stay)
+        given = None if stay else weight.data_ptr()
+        with pytest.raises(ValueError, match="must be given where it stays"):
+            _cpu.multi_scale_attention(packed=packed, qkv_weight=given, eps=1e-15, **arguments)
 
 
 def test_launches_need_all_their_maps():

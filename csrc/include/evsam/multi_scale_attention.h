@@ -27,13 +27,15 @@ struct MultiScaleAttentionWeights {
   const void* proj_bias;                  // [out_channels]; null for zeros
   MultiScaleAttentionShape shape;
   DType dtype;  // of all of these: float16, bfloat16 or float32
+  bool stay;    // whether qkv_weight stays there for multi_scale_attention() to read
 };
 
 struct MultiScaleAttentionArgs {
   const void* x;         // [batch, height, width, in_channels]
-  void* y;               // [batch, height, width, out_channels], overlaps nothing else
+  void* y;               // [batch, height, width, out_channels]; may be residual, overlaps nothing else
   const void* residual;  // as y; null for none
   const void* packed;    // what multi_scale_attention_pack wrote with the same instruction set
+  const void* qkv_weight;  // as multi_scale_attention_pack had it, if it stays; null otherwise
   std::int64_t batch, height, width;
   MultiScaleAttentionShape shape;
   double eps;       // added to the denominator of the attention

@@ -61,6 +61,7 @@ def multi_scale_attention(
     check_inputs("multi_scale_attention", DTYPES, x, *weights, residual)
     batch, in_channels, height, width = x.shape
     out_channels = proj_weight.shape[0]
+    stay = qkv_weight.is_contiguous()  # The kernel reads it as it is, which saves memory.
 
     def pack(
         qkv_weight: Tensor,
@@ -88,6 +89,7 @@ def multi_scale_attention(
             out_channels=out_channels,
             kernels=[weight.shape[-1] for weight in depth_weights],
             dtype=dtype_name(qkv_weight),
+            stay=stay,
         )
 
     x, residual = channels_last(x), dense_residual(residual)
@@ -96,7 +98,10 @@ def multi_scale_attention(
         "multi_scale_attention",
         {"x": x, "residual": residual},
         y,
-        packed=packed(weights, (head_dim, scales, len(depth_biases), len(group_biases)), pack),
+        packed=packed(
+            weights, (head_dim, scales, len(depth_biases), len(group_biases), stay), pack
+        ),
+        qkv_weight=address(qkv_weight) if stay else None,
         batch=batch,
         height=height,
         width=width,
