@@ -174,7 +174,7 @@ void run(const LayerNorm2dArgs& args) {
   parallel(args.num_threads, args.rows * channels, [&](int member) {
     Pieces pieces(own_piece(memory, member));
     const Room room(pieces, channels);
-    for_each(tasks, [&](std::int64_t task) {
+    for_each_alike(tasks, [&](std::int64_t task) {
       const std::int64_t last = (task + 1) * rows_at_once;
       const std::int64_t end = last < args.rows ? last : args.rows;
       for (std::int64_t first = task * rows_at_once; first < end; first += tile_rows)

@@ -49,6 +49,16 @@ void for_each(std::int64_t count, const Body& body) {
 #endif
 }
 
+// for_each where all is the same work and little more than to read and write memory: the same member takes the same
+// part every time, whose lines its core may hold.
+template <class Body>
+void for_each_alike(std::int64_t count, const Body& body) {
+#if defined(_OPENMP)
+#pragma omp for schedule(static)
+#endif
+  for (std::int64_t i = 0; i < count; ++i) body(i);
+}
+
 // Splits [0, count) into runs of `at_once` for for_each. The last runs are shorter, one for every
 // thread, so that all threads end together.
 struct Runs {
