@@ -210,8 +210,8 @@ void aggregate(const MultiScaleAttentionArgs& args, const float* qkv, std::int64
   }
 }
 
-// q, k and v of a task's pixels and columns, the first of which is column `first` of the result. The product is not made
-// in forms: attention does not depend on how large a pixel's q is, which may be far smaller than that of its neighbour.
+// q, k and v of a task's pixels and columns, the first of which is column `first` of the result. The product is not
+// made in forms: attention does not depend on how large a pixel's q is, which may be far smaller than its neighbour's.
 template <class Storage, class E>
 void project_qkv(const Operand<E>& input, const PointWeights<Storage>& weights,
                  const typename ProductTasks<E>::Task& task, std::int64_t first, const OwnRoom<E>& room,

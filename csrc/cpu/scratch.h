@@ -15,8 +15,8 @@ struct Scratch {
 };
 
 // `own` bytes for each of so many members and `shared` bytes for all, uninitialised, which the calling thread owns
-// until its next call of this function. A thread keeps its largest pieces for later calls, so that nothing is allocated
-// once every kernel of a model has run; they are given back when the thread ends. Throws std::bad_alloc.
+// until its next call of this function. A thread keeps its largest pieces for later calls, so that nothing is
+// allocated once every kernel of a model has run; they are given back when the thread ends. Throws std::bad_alloc.
 Scratch scratch(std::int64_t own, int members, std::int64_t shared = 0);
 
 namespace EVSAM_ISA {
