@@ -181,8 +181,9 @@ template <class E, class Use>
 auto with_larger_scheme(const ConvShape& conv, const Use& use) {
   if (conv.stride == 2) return use(FourStrided{});
   if constexpr (sizeof(E) == 4) {
-    // A plain sum over 9 * 32 products is still more accurate than the transform of four outputs.
-    if (conv.in_channels > 32) return use(FourOutputs{});
+    // A plain sum over 9 * 64 products is still more accurate than the transform of four outputs, beside a value that
+    // is far larger than the others.
+    if (conv.in_channels > 64) return use(FourOutputs{});
   }
   return use(ThreeOutputs{});
 }

@@ -435,17 +435,23 @@ _SETTINGS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
         },
         {
             **{
-                f"large map, {kind}": {"channels": (64, 72, 40), "size": (33, 35), "kind": kind}
+                f"large map, {kind}": {"channels": (96, 72, 40), "size": (33, 35), "kind": kind}
                 for kind in INPUT_KINDS
             },
             "large map, one picture": {"channels": (128, 256, 64), "size": (40, 40), "batch": 1},
             "large map, residual": {
-                "channels": (64, 72, 64),
+                "channels": (96, 72, 64),
                 "size": (32, 33),
                 "residual": True,
             },
             "L0 stage 1, strided": {"channels": (32, 512, 64), "size": (32, 32), "stride": 2},
             "L0 stage 1": {"channels": (64, 256, 64), "size": (16, 16), "residual": True},
+            "L0 stage 1, large map, outlier": {
+                "channels": (64, 256, 64),
+                "size": (32, 32),
+                "kind": "outlier",
+                "batch": 1,
+            },
             "L0 stage 2, strided": {"channels": (64, 1024, 128), "size": (16, 16), "stride": 2},
             "L0 stage 2": {"channels": (128, 512, 128), "size": (12, 12), "residual": True},
             "L0 neck": {"channels": (256, 256, 256), "size": (12, 12), "residual": True},
