@@ -130,11 +130,12 @@ struct FinishParts {
   template <int rows>
   EVSAM_INLINE void add(const Vec (&sums)[rows][2], Part& part) const {
     const Vec sign = broadcast(part.sign);
+    Rows row{part.c, stride};
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i)
+    for (int i = 0; i < rows; ++i, row.next())
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
-        float* to = part.c + i * stride + half * lanes;
+        float* to = row.at + half * lanes;
         store(to, part.accumulate ? fma(sign, sums[i][half], load(to)) : sign * sums[i][half]);
       }
     part.accumulate = true;
