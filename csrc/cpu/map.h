@@ -296,23 +296,25 @@ constexpr std::int64_t most_blocks_in_registers = 8;
 template <class Activate, class Sink>
 struct FinishInto {
   static constexpr std::int64_t blocks = most_blocks_in_registers;
+  static constexpr int stores = 1;
 
   const float *bias, *scale;
   std::int64_t row, column;
   Activate activate;
   Sink sink;
 
-  template <int rows>
+  template <int first, int end, int rows>
   EVSAM_INLINE void operator()(const Vec (&sums)[rows][2]) const {
     const Vec factor = broadcast(*scale), bias0 = load(bias + column);
     const Vec bias1 = load(bias + column + lanes);
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
+    for (int i = first; i < end; ++i) {
       const auto line = sink(row + i);
       pass_two(line, column, activate(fma(sums[i][0], factor, bias0)),
                activate(fma(sums[i][1], factor, bias1)));
     }
   }
+  EVSAM_INLINE void next() {}
 };
 
 // All columns of activation(a * weights + bias), into the sink, for at most most_blocks_in_registers: they

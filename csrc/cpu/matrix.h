@@ -175,23 +175,27 @@ struct Finish {
 #else
   static constexpr std::int64_t blocks = 1;
 #endif
+  static constexpr int stores = 1;  // of a vector of sums
 
   float* c;
   std::int64_t stride;
   bool accumulate;
 
-  template <int rows>
-  EVSAM_INLINE void operator()(const Vec (&sums)[rows][2]) {
-    Rows row{c, stride};
+  // With rows [first, end) of a tile.
+  template <int first, int end, int rows>
+  EVSAM_INLINE void operator()(const Vec (&sums)[rows][2]) const {
+    Rows row{c + first * stride, stride};
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i, row.next())
+    for (int i = first; i < end; ++i, row.next())
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         float* to = row.at + half * lanes;
         store(to, accumulate ? load(to) + sums[i][half] : sums[i][half]);
       }
-    accumulate = true;
   }
+
+  // What follows are more blocks of the same sums.
+  EVSAM_INLINE void next() { accumulate = true; }
 };
 
 // Elements of a cache line.
@@ -214,69 +218,89 @@ struct Fetch {
   }
 };
 
-// One tile: sums over k of a[i][k] b[k][:] for finish(sums). As many blocks at a time as finish says.
+// Adds a block of a's rows [first, end) times one of b to the sums of a tile.
+template <int first, int end, int split, int rows>
+EVSAM_INLINE void add_block(Vec (&sums)[split][rows][2], const float* a, const float* b, Fetch& fetch) {
+#pragma GCC unroll 4
+  for (int k = 0; k < block; k += split)
+#pragma GCC unroll 2
+    for (int s = 0; s < split; ++s, b += panel) {
+      fetch();
+      const Vec b0 = load(b), b1 = load(b + lanes);
+#pragma GCC unroll 16
+      for (int i = first; i < end; ++i) {
+        const Vec value = broadcast(a[i * block + k + s]);
+        sums[s][i][0] = fma(value, b0, sums[s][i][0]);
+        sums[s][i][1] = fma(value, b1, sums[s][i][1]);
+      }
+    }
+}
+
+#if defined(__AVX512BF16__)
+template <int first, int end, int rows>
+EVSAM_INLINE void add_block(Vec (&sums)[1][rows][2], const BFloat16* a, const BFloat16* b, Fetch& fetch) {
+#pragma GCC unroll 4
+  for (int k = 0; k < block; k += 2, b += 2 * panel) {
+    fetch();
+    const auto b0 = (__m512bh)_mm512_loadu_si512(b);
+    const auto b1 = (__m512bh)_mm512_loadu_si512(b + 2 * lanes);
+#pragma GCC unroll 16
+    for (int i = first; i < end; ++i) {
+      int pair;
+      __builtin_memcpy(&pair, a + i * block + k, sizeof pair);
+      const auto value = (__m512bh)_mm512_set1_epi32(pair);
+      sums[0][i][0] = _mm512_dpbf16_ps(sums[0][i][0], value, b0);
+      sums[0][i][1] = _mm512_dpbf16_ps(sums[0][i][1], value, b1);
+    }
+  }
+}
+#endif
+
+// Vectors that a processor can be about to store. When there are more it waits until sums are there, and multiplies
+// nothing meanwhile. This is what a Zen 4 showed; smaller vectors do not come near it.
+constexpr int most_stores = lanes == 16 ? 16 : 64;
+
+// The last block of a tile's sums, and what becomes of them: some rows after others, so that stores are few at a time.
+template <int group = 0, int split, int rows, class E, class Finish>
+EVSAM_INLINE void finish_block(Vec (&sums)[split][rows][2], const E* a, const E* b, Fetch& fetch,
+                               const Finish& finish) {
+  constexpr int groups = (2 * Finish::stores * rows + most_stores - 1) / most_stores;
+  constexpr int first = rows * group / groups, end = rows * (group + 1) / groups;
+  add_block<first, end>(sums, a, b, fetch);
+  if constexpr (split == 2)
+#pragma GCC unroll 16
+    for (int i = first; i < end; ++i)
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) sums[0][i][half] += sums[1][i][half];
+  finish.template operator()<first, end>(sums[0]);
+  if constexpr (end < rows) {
+    Fetch nothing(b, 0);
+    finish_block<group + 1>(sums, a, b, nothing, finish);
+  }
+}
+
+// One tile: sums over k of a[i][k] b[k][:] for `finish`. As many blocks at a time as that says; bfloat16, whose
+// products are exact, all of them.
 //
 // Out of line: inlined, compilers keep constants of what follows in registers and spill the sums.
-template <class Shape, int rows, class Finish>
-__attribute__((noinline)) void tile(const float* a, std::int64_t a_stride, std::int64_t blocks,
-                                    const float* b, Fetch fetch, Finish finish) {
-  for (; blocks > 0; blocks -= Finish::blocks) {
+template <class Shape, int rows, class E, class Finish>
+__attribute__((noinline)) void tile(const E* a, std::int64_t a_stride, std::int64_t blocks, const E* b,
+                                    Fetch fetch, Finish finish) {
+  constexpr std::int64_t step = block * panel;
+  while (blocks > 0) {
     Vec sums[Shape::sums][rows][2];
 #pragma GCC unroll 2
     for (auto& split : sums)
 #pragma GCC unroll 16
-      for (int row = 0; row < rows; ++row) split[row][0] = split[row][1] = zero();
+      for (int i = 0; i < rows; ++i) split[i][0] = split[i][1] = zero();
+    const std::int64_t count = same<E, float> ? least(blocks, Finish::blocks) : blocks;
 #pragma GCC unroll 1
-    for (std::int64_t i = least(blocks, Finish::blocks); i > 0; --i, a += a_stride) {
-#pragma GCC unroll 4
-      for (int k = 0; k < block; k += Shape::sums)
-#pragma GCC unroll 2
-        for (int s = 0; s < Shape::sums; ++s, b += panel) {
-          fetch();
-          const Vec b0 = load(b), b1 = load(b + lanes);
-#pragma GCC unroll 16
-          for (int row = 0; row < rows; ++row) {
-            const Vec value = broadcast(a[row * block + k + s]);
-            sums[s][row][0] = fma(value, b0, sums[s][row][0]);
-            sums[s][row][1] = fma(value, b1, sums[s][row][1]);
-          }
-        }
-    }
-    if constexpr (Shape::sums == 2)
-#pragma GCC unroll 16
-      for (int row = 0; row < rows; ++row)
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) sums[0][row][half] += sums[1][row][half];
-    finish(sums[0]);
+    for (std::int64_t i = count; i > 1; --i, a += a_stride, b += step) add_block<0, rows>(sums, a, b, fetch);
+    finish_block(sums, a, b, fetch, finish);
+    a += a_stride, b += step, blocks -= count;
+    finish.next();
   }
 }
-
-#if defined(__AVX512BF16__)
-template <class Shape, int rows, class Finish>
-__attribute__((noinline)) void tile(const BFloat16* a, std::int64_t a_stride, std::int64_t blocks,
-                                    const BFloat16* b, Fetch fetch, Finish finish) {
-  Vec sums[rows][2];
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = zero();
-  for (; blocks > 0; --blocks, a += a_stride) {
-#pragma GCC unroll 4
-    for (int k = 0; k < block; k += 2, b += 2 * panel) {
-      fetch();
-      const auto b0 = (__m512bh)_mm512_loadu_si512(b);
-      const auto b1 = (__m512bh)_mm512_loadu_si512(b + 2 * lanes);
-#pragma GCC unroll 16
-      for (int i = 0; i < rows; ++i) {
-        int pair;
-        __builtin_memcpy(&pair, a + i * block + k, sizeof pair);
-        const auto value = (__m512bh)_mm512_set1_epi32(pair);
-        sums[i][0] = _mm512_dpbf16_ps(sums[i][0], value, b0);
-        sums[i][1] = _mm512_dpbf16_ps(sums[i][1], value, b1);
-      }
-    }
-  }
-  finish(sums);
-}
-#endif
 
 template <class Shape, int rows = Shape::rows, class E, class Finish>
 void tile_of(std::int64_t count, const E* a, std::int64_t a_stride, std::int64_t blocks, const E* b,

@@ -112,33 +112,36 @@ struct RightForms {
 // Adds a product to one or two parts of the result, or stores it there.
 struct FinishParts {
   static constexpr std::int64_t blocks = 2 * Finish::blocks;
+  static constexpr int stores = 2;
 
   struct Part {
     float* c;  // null for none
-    float sign;
-    bool accumulate;
+    bool accumulate, subtract;
   };
   Part one, other;
   std::int64_t stride;
 
-  template <int rows>
-  EVSAM_INLINE void operator()(const Vec (&sums)[rows][2]) {
-    add(sums, one);
-    if (other.c != nullptr) add(sums, other);
+  template <int first, int end, int rows>
+  EVSAM_INLINE void operator()(const Vec (&sums)[rows][2]) const {
+    add<first, end>(sums, one);
+    if (other.c != nullptr) add<first, end>(sums, other);
   }
+  EVSAM_INLINE void next() { one.accumulate = other.accumulate = true; }
 
-  template <int rows>
-  EVSAM_INLINE void add(const Vec (&sums)[rows][2], Part& part) const {
-    const Vec sign = broadcast(part.sign);
-    Rows row{part.c, stride};
+ private:
+  template <int first, int end, int rows>
+  EVSAM_INLINE void add(const Vec (&sums)[rows][2], const Part& part) const {
+    Rows row{part.c + first * stride, stride};
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i, row.next())
+    for (int i = first; i < end; ++i, row.next())
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         float* to = row.at + half * lanes;
-        store(to, part.accumulate ? fma(sign, sums[i][half], load(to)) : sign * sums[i][half]);
+        // To multiply by a sign would cost as much as a product.
+        store(to, !part.accumulate ? sums[i][half]
+                  : part.subtract  ? load(to) - sums[i][half]
+                                   : load(to) + sums[i][half]);
       }
-    part.accumulate = true;
   }
 };
 
@@ -149,7 +152,7 @@ void multiply(const LeftForms& left, std::int64_t first, std::int64_t pairs, con
               float* c, std::int64_t c_stride, bool accumulate, const Ahead<float, Storage>& ahead) {
   // Parts that the products of forms are added to, 11, 12, 21 and 22 being counted from 0; -1 for none.
   constexpr int part[forms] = {0, 2, 1, 0, 1, 3, 0}, other_part[forms] = {3, 3, 3, 2, 0, -1, -1};
-  constexpr float other_sign[forms] = {1, -1, 1, 1, -1, 0, 0};
+  constexpr bool other_less[forms] = {false, true, false, false, true, false, false};
   const std::int64_t at[4] = {0, panel, c_stride, c_stride + panel};
   const std::int64_t lines = right.blocks * block;  // fetched by a tile
   const std::int64_t tiles = quotient_up(pairs, max_rows);
@@ -160,9 +163,9 @@ void multiply(const LeftForms& left, std::int64_t first, std::int64_t pairs, con
       const std::int64_t begin = pairs * t / tiles, end = pairs * (t + 1) / tiles;
       float* to = c + 2 * begin * c_stride;
       // The first three products reach parts that nothing has reached before.
-      FinishParts finish{{to + at[part[form]], 1, accumulate || form > 2}, {}, 2 * c_stride};
+      FinishParts finish{{to + at[part[form]], accumulate || form > 2, false}, {}, 2 * c_stride};
       if (other_part[form] >= 0)
-        finish.other = {to + at[other_part[form]], other_sign[form], accumulate || form > 0};
+        finish.other = {to + at[other_part[form]], accumulate || form > 0, other_less[form]};
       // Tiles that have nothing to fetch fetch what they read.
       tile_of<Tall>(end - begin, left.at(form, first + begin), left.stride(), left.blocks, right.at(form),
                     turn < 0 ? Fetch(right.at(form)) : ahead(turn, lines), finish);
