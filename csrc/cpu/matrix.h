@@ -260,7 +260,8 @@ EVSAM_INLINE void add_block(Vec (&sums)[1][rows][2], const BFloat16* a, const BF
 // nothing meanwhile. This is what a Zen 4 showed; smaller vectors do not come near it.
 constexpr int most_stores = lanes == 16 ? 16 : 64;
 
-// The last block of a tile's sums, and what becomes of them: some rows after others, so that stores are few at a time.
+// The last block of a tile's sums, and what becomes of them: some rows after others, so that stores are few at
+// a time.
 template <int group = 0, int split, int rows, class E, class Finish>
 EVSAM_INLINE void finish_block(Vec (&sums)[split][rows][2], const E* a, const E* b, Fetch& fetch,
                                const Finish& finish) {

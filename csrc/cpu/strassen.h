@@ -58,15 +58,20 @@ struct LeftForms {
         for (int i = 0; i < block; i += lanes, from += lanes, to += lanes) {
           const Vec a11 = load(from), a12 = load(from + block_stride);
           const Vec a21 = load(from + row_stride), a22 = load(from + row_stride + block_stride);
-          store(to, a11 + a22);
-          store(to + size(), a21 + a22);
-          store(to + 2 * size(), a11);
-          store(to + 3 * size(), a22);
-          store(to + 4 * size(), a11 + a12);
-          store(to + 5 * size(), a21 - a11);
-          store(to + 6 * size(), a12 - a22);
+          put(to, a11, a12, a21, a22);
         }
       }
+  }
+
+  // The forms of some columns of 2 x 2 parts, `to` being where the first form's are.
+  EVSAM_INLINE void put(float* to, Vec a11, Vec a12, Vec a21, Vec a22) const {
+    store(to, a11 + a22);
+    store(to + size(), a21 + a22);
+    store(to + 2 * size(), a11);
+    store(to + 3 * size(), a22);
+    store(to + 4 * size(), a11 + a12);
+    store(to + 5 * size(), a21 - a11);
+    store(to + 6 * size(), a12 - a22);
   }
 };
 
@@ -74,13 +79,23 @@ struct LeftForms {
 struct RightForms {
   float* elements;
   std::int64_t blocks;  // pairs of them
+  std::int64_t size;    // from one form to the next
 
-  RightForms(float* elements, std::int64_t blocks) : elements(elements), blocks(blocks / 2) {}
+  RightForms(float* elements, std::int64_t blocks)
+      : elements(elements), blocks(blocks / 2), size(this->blocks * block * panel + apart) {}
   RightForms(Pieces& pieces, std::int64_t blocks)
-      : RightForms(pieces.take<float>(forms * (blocks / 2 * block * panel + apart)), blocks) {}
+      : RightForms(pieces.take<float>(elements_of(blocks)), blocks) {}
 
-  std::int64_t size() const { return blocks * block * panel + apart; }
-  const float* at(int form) const { return elements + form * size(); }
+  static std::int64_t elements_of(std::int64_t blocks) { return forms * RightForms(nullptr, blocks).size; }
+  const float* at(int form) const { return elements + form * size; }
+
+  // Those of so many blocks from one on.
+  RightForms from(std::int64_t first, std::int64_t count) const {
+    RightForms part = *this;
+    part.elements += first / 2 * block * panel;
+    part.blocks = count / 2;
+    return part;
+  }
 
   // Those of the first columns of a matrix. Its parts come first, in place of forms that are like them or made of
   // them at last.
@@ -91,19 +106,19 @@ struct RightForms {
         const Transposed<Storage> upper = b.from(k / block * 2 * block + k % block, half);
         const Transposed<Storage> lower = upper.from(block, 0);
         float* to = elements + k * panel + half;
-        upper.write(to + size());
-        upper.from(0, panel).write(to + 2 * size());
-        lower.write(to + 3 * size());
-        lower.from(0, panel).write(to + 4 * size());
+        upper.write(to + size);
+        upper.from(0, panel).write(to + 2 * size);
+        lower.write(to + 3 * size);
+        lower.from(0, panel).write(to + 4 * size);
 #pragma GCC unroll 4
         for (int i = 0; i < lanes; ++i, to += panel) {
-          const Vec b11 = load(to + size()), b12 = load(to + 2 * size());
-          const Vec b21 = load(to + 3 * size()), b22 = load(to + 4 * size());
+          const Vec b11 = load(to + size), b12 = load(to + 2 * size);
+          const Vec b21 = load(to + 3 * size), b22 = load(to + 4 * size);
           store(to, b11 + b22);
-          store(to + 2 * size(), b12 - b22);
-          store(to + 3 * size(), b21 - b11);
-          store(to + 5 * size(), b11 + b12);
-          store(to + 6 * size(), b21 + b22);
+          store(to + 2 * size, b12 - b22);
+          store(to + 3 * size, b21 - b11);
+          store(to + 5 * size, b11 + b12);
+          store(to + 6 * size, b21 + b22);
         }
       }
   }
@@ -147,9 +162,9 @@ struct FinishParts {
 
 // c[2 * pairs][2 * panel] is the product of pairs of rows from `first` on with two panels, added to what c
 // holds where `accumulate` is set.
-template <class Storage>
+template <class Ahead>
 void multiply(const LeftForms& left, std::int64_t first, std::int64_t pairs, const RightForms& right,
-              float* c, std::int64_t c_stride, bool accumulate, const Ahead<float, Storage>& ahead) {
+              float* c, std::int64_t c_stride, bool accumulate, const Ahead& ahead) {
   // Parts that the products of forms are added to, 11, 12, 21 and 22 being counted from 0; -1 for none.
   constexpr int part[forms] = {0, 2, 1, 0, 1, 3, 0}, other_part[forms] = {3, 3, 3, 2, 0, -1, -1};
   constexpr bool other_less[forms] = {false, true, false, false, true, false, false};
@@ -170,6 +185,55 @@ void multiply(const LeftForms& left, std::int64_t first, std::int64_t pairs, con
       tile_of<Tall>(end - begin, left.at(form, first + begin), left.stride(), left.blocks, right.at(form),
                     turn < 0 ? Fetch(right.at(form)) : ahead(turn, lines), finish);
     }
+}
+
+// What tiles fetch of packed forms: those of the next form, or what begins at `next`.
+struct AheadOfForms {
+  const RightForms& right;
+  std::int64_t tiles;  // of a form
+  const float* next;
+
+  std::int64_t count(std::int64_t) const { return forms * tiles; }
+  Fetch operator()(std::int64_t turn, std::int64_t lines) const {
+    const int form = static_cast<int>(turn / tiles) + 1;
+    const std::int64_t step = least(quotient_up(panel, tiles), cache_line<float>);
+    return Fetch((form < forms ? right.at(form) : next) + turn % tiles * step * lines, step);
+  }
+};
+
+// The right matrix of a product in forms, all of it: for two panels after two panels their forms.
+struct PackedForms {
+  float* elements;
+  std::int64_t columns, blocks;
+
+  PackedForms(Pieces& pieces, std::int64_t rows, std::int64_t columns)
+      : elements(pieces.take<float>(columns / (2 * panel) * RightForms::elements_of(blocks_of(rows)))),
+        columns(columns),
+        blocks(blocks_of(rows)) {}
+
+  RightForms at(std::int64_t column) const {
+    return {elements + column / (2 * panel) * RightForms::elements_of(blocks), blocks};
+  }
+
+  // From a matrix stored as [columns][rows].
+  template <class Storage>
+  void pack(const Storage* from) const {
+    const Transposed<Storage> all{from, blocks * block, 1};
+    for (std::int64_t column = 0; column < columns; column += 2 * panel) at(column).write(all.from(0, column));
+  }
+};
+
+// c = left times the rows of `right` from a block on, or added to c. What is multiplied with next begins at `next`.
+inline void multiply(const LeftForms& left, const PackedForms& right, std::int64_t first, float* c,
+                     std::int64_t c_stride, bool accumulate, const float* next) {
+  for (std::int64_t column = 0; column < right.columns; column += 2 * panel) {
+    const RightForms forms = right.at(column).from(first, 2 * left.blocks);
+    const float* after = column + 2 * panel < right.columns
+                             ? right.at(column + 2 * panel).from(first, 2 * left.blocks).elements
+                             : next;
+    multiply(left, 0, left.pairs, forms, c + column, c_stride, accumulate,
+             AheadOfForms{forms, quotient_up(left.pairs, max_rows), after});
+  }
 }
 
 // Room for two panels of a right matrix that has so many blocks, in forms or as they are.

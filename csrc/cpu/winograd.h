@@ -18,6 +18,7 @@
 #include "evsam/conv_act.h"
 #include "map.h"
 #include "scratch.h"
+#include "strassen.h"
 
 namespace evsam::EVSAM_ISA {
 namespace {
@@ -377,9 +378,12 @@ struct Tiles {
   }
 };
 
+// No pixel of the map, for a row that is computed in vain.
+constexpr std::int64_t outside = -1;
+
 // Transforms the map under tile `index` and stores where its outputs belong, which are rows from `row`
-// on. Returns the row after them.
-template <class Scheme, class Storage>
+// on, all of them where tiles are to be `whole`. Returns the row after them.
+template <class Scheme, bool whole, class Storage>
 std::int64_t transform_tile(const Map<Storage>& in, const Tiles<Scheme>& tiles, std::int64_t index,
                             std::int64_t slot, std::int64_t slots, std::int64_t row,
                             const WinogradRoom<Scheme, Storage>& room) {
@@ -387,10 +391,12 @@ std::int64_t transform_tile(const Map<Storage>& in, const Tiles<Scheme>& tiles, 
   const std::int64_t image = index / (tiles.down * tiles.across);
   const std::int64_t top = index / tiles.across % tiles.down * outputs;
   const std::int64_t left = index % tiles.across * outputs;
-  const Place place{row, least(outputs, tiles.height - top), least(outputs, tiles.width - left)};
+  const std::int64_t height = least(outputs, tiles.height - top), width = least(outputs, tiles.width - left);
+  const Place place{row, whole ? outputs : height, whole ? outputs : width};
   for (std::int64_t y = 0; y < place.height; ++y)
     for (std::int64_t x = 0; x < place.width; ++x)
-      room.pixels[row++] = (image * tiles.height + top + y) * tiles.width + left + x;
+      room.pixels[row++] =
+          y < height && x < width ? (image * tiles.height + top + y) * tiles.width + left + x : outside;
   room.places[slot] = place;
 
   const Storage* sources[points][points];
@@ -429,6 +435,22 @@ std::int64_t transform_tile(const Map<Storage>& in, const Tiles<Scheme>& tiles, 
   return row;
 }
 
+// Transforms some columns of a tile's products back in one dimension, `from` being those of the first point.
+template <class Scheme>
+EVSAM_INLINE void transform_back(const float* from, std::int64_t stride,
+                                 Vec (&half)[Scheme::outputs][Scheme::points]) {
+  constexpr int points = Scheme::points, outputs = Scheme::outputs;
+#pragma GCC unroll 9
+  for (int x = 0; x < points; ++x) {
+    Vec m[points], y[outputs];
+#pragma GCC unroll 9
+    for (int i = 0; i < points; ++i) m[i] = load(from + (i * points + x) * stride);
+    Scheme::output(m, y);
+#pragma GCC unroll 8
+    for (int i = 0; i < outputs; ++i) half[i][x] = y[i];
+  }
+}
+
 // Transforms the products of one tile back, from column `first` on, and passes them on. With `whole` all
 // outputs lie within the map, and each has code of its own.
 //
@@ -444,15 +466,7 @@ __attribute__((noinline)) void finish_tile(const WinogradRoom<Scheme, Storage>& 
   for (std::int64_t column = first; column < end; column += lanes) {
     const float* from = room.products + slot * columns_at_once + column - first;
     Vec half[outputs][points];
-#pragma GCC unroll 8
-    for (int x = 0; x < points; ++x) {
-      Vec m[points], y[outputs];
-#pragma GCC unroll 8
-      for (int i = 0; i < points; ++i) m[i] = load(from + (i * points + x) * room.product_stride);
-      Scheme::output(m, y);
-#pragma GCC unroll 8
-      for (int i = 0; i < outputs; ++i) half[i][x] = y[i];
-    }
+    transform_back<Scheme>(from, room.product_stride, half);
     const Vec scale = broadcast(*weights.scale), bias = load(weights.bias + column);
     if constexpr (whole) {
 #pragma GCC unroll 8
@@ -477,45 +491,93 @@ __attribute__((noinline)) void finish_tile(const WinogradRoom<Scheme, Storage>& 
   }
 }
 
+// The same for the two blocks of columns from `first` on, whose forms they become: the pair k of the left operand's
+// blocks. Neighbouring pixels are the pairs of its rows.
+template <class Scheme, class Storage, class Activate>
+__attribute__((noinline)) void finish_tile_in_forms(const WinogradRoom<Scheme, Storage>& room, std::int64_t slot,
+                                                    std::int64_t first,
+                                                    const WinogradWeights<Scheme, Storage>& weights,
+                                                    Activate activate, LeftForms left, std::int64_t k) {
+  constexpr int outputs = Scheme::outputs;
+  for (std::int64_t c = 0; c < block; c += lanes) {
+    Vec half[2][outputs][Scheme::points];
+    for (int part = 0; part < 2; ++part)
+      transform_back<Scheme>(room.products + slot * columns_at_once + part * block + c, room.product_stride,
+                             half[part]);
+    const float* bias = weights.bias + first + c;
+    const Vec scale = broadcast(*weights.scale), bias1 = load(bias), bias2 = load(bias + block);
+    float* to = left.elements + k * left.stride() + room.places[slot].first / 2 * block + c;
+#pragma GCC unroll 1
+    for (int y = 0; y < outputs; ++y) {
+      Vec one[outputs], two[outputs];
+      Scheme::output(half[0][y], one);
+      Scheme::output(half[1][y], two);
+#pragma GCC unroll 4
+      for (int x = 0; x < outputs; x += 2, to += block)
+        left.put(to, activate(fma(one[x], scale, bias1)), activate(fma(two[x], scale, bias2)),
+                 activate(fma(one[x + 1], scale, bias1)), activate(fma(two[x + 1], scale, bias2)));
+    }
+  }
+}
+
+// Transforms the map under tiles [first, first + count), as transform_tile. Returns the number of rows.
+template <class Scheme, bool whole = false, class Storage>
+std::int64_t transform_tiles(const Map<Storage>& in, const Tiles<Scheme>& tiles, std::int64_t first,
+                             std::int64_t count, const WinogradRoom<Scheme, Storage>& room) {
+  for (std::int64_t c = 0; c < in.channels; ++c) room.zeros[c] = Storage{};
+  std::int64_t rows = 0;
+  for (std::int64_t t = 0; t < count; ++t)
+    rows = transform_tile<Scheme, whole>(in, tiles, first + t, t, count, rows, room);
+  return rows;
+}
+
+// Columns [first, last) of activation(conv(x) + bias) at the tiles whose maps are transformed, into a sink or as the
+// forms of a left operand.
+template <class Scheme, class Storage, class Sink>
+void convolve_columns(const WinogradWeights<Scheme, Storage>& weights, std::int64_t count, std::int64_t first,
+                      std::int64_t last, const WinogradRoom<Scheme, Storage>& room, Activation activation,
+                      const Sink& sink) {
+  using E = Element<Storage>;
+  constexpr int points = Scheme::points * Scheme::points;
+  const std::int64_t columns = round_up(weights.out_channels), channels = weights.in_channels;
+  for (std::int64_t begin = first; begin < last; begin += columns_at_once) {
+    const std::int64_t end = least(begin + columns_at_once, last);
+    for (int point = 0; point < points; ++point) {
+      const E* next = weights.panel_at(point + 1 < points ? point + 1 : 0,
+                                       point + 1 < points ? begin : end < columns ? end : 0);
+      multiply<AccurateTile<E>>(count, end - begin, blocks_of(channels),
+               room.transformed + point * room.transformed_stride, count * block,
+               weights.panel_at(point, begin), channels * panel,
+               room.products + point * room.product_stride, columns_at_once, false, next);
+    }
+    with_activation<Storage>(activation, [&](const auto& activate) {
+      using Activate = std::decay_t<decltype(activate)>;
+      for (std::int64_t t = 0; t < count; ++t) {
+        if constexpr (same<Sink, LeftForms>) {
+          finish_tile_in_forms<Scheme>(room, t, begin, weights, activate, sink, (begin - first) / columns_at_once);
+        } else {
+          // One that is looked up for every vector would gain nothing from so much code.
+          if constexpr (!same<Activate, AnyActivation<Storage>>) {
+            if (room.places[t].height == Scheme::outputs && room.places[t].width == Scheme::outputs) {
+              finish_tile<Scheme, true>(room, t, begin, end, weights, activate, sink);
+              continue;
+            }
+          }
+          finish_tile<Scheme, false>(room, t, begin, end, weights, activate, sink);
+        }
+      }
+    });
+  }
+}
+
 // activation(conv(x) + bias) at tiles [first, first + count), into the sink. Returns the number of rows.
 template <class Scheme, class Storage, class Sink>
 std::int64_t convolve_tiles(const Map<Storage>& in, const WinogradWeights<Scheme, Storage>& weights,
                             const Tiles<Scheme>& tiles, std::int64_t first, std::int64_t count,
                             const WinogradRoom<Scheme, Storage>& room, Activation activation,
                             const Sink& sink) {
-  using E = Element<Storage>;
-  constexpr int points = Scheme::points;
-  for (std::int64_t c = 0; c < in.channels; ++c) room.zeros[c] = Storage{};
-  std::int64_t rows = 0;
-  for (std::int64_t t = 0; t < count; ++t)
-    rows = transform_tile(in, tiles, first + t, t, count, rows, room);
-  const std::int64_t columns = round_up(weights.out_channels);
-  for (std::int64_t begin = 0; begin < columns; begin += columns_at_once) {
-    const std::int64_t end = least(begin + columns_at_once, columns);
-    constexpr int last = points * points - 1;
-    for (int point = 0; point <= last; ++point) {
-      const E* next = point < last    ? weights.panel_at(point + 1, begin)
-                      : end < columns ? weights.panel_at(0, end)
-                                      : weights.panel_at(0, 0);
-      multiply<AccurateTile<E>>(count, end - begin, blocks_of(in.channels),
-               room.transformed + point * room.transformed_stride, count * block,
-               weights.panel_at(point, begin), in.channels * panel,
-               room.products + point * room.product_stride, columns_at_once, false, next);
-    }
-    with_activation<Storage>(activation, [&](const auto& activate) {
-      using Activate = std::decay_t<decltype(activate)>;
-      for (std::int64_t t = 0; t < count; ++t) {
-        // One that is looked up for every vector would gain nothing from so much code.
-        if constexpr (!same<Activate, AnyActivation<Storage>>) {
-          if (room.places[t].height == Scheme::outputs && room.places[t].width == Scheme::outputs) {
-            finish_tile<Scheme, true>(room, t, begin, end, weights, activate, sink);
-            continue;
-          }
-        }
-        finish_tile<Scheme, false>(room, t, begin, end, weights, activate, sink);
-      }
-    });
-  }
+  const std::int64_t rows = transform_tiles(in, tiles, first, count, room);
+  convolve_columns(weights, count, 0, round_up(weights.out_channels), room, activation, sink);
   return rows;
 }
 

@@ -444,6 +444,12 @@ _SETTINGS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
                 "size": (32, 33),
                 "residual": True,
             },
+            "large map, many channels": {
+                "channels": (96, 192, 128),
+                "size": (33, 34),
+                "residual": True,
+            },
+            "many channels, stride 2": {"channels": (32, 128, 192), "size": (13, 9), "stride": 2},
             "L0 stage 1, strided": {"channels": (32, 512, 64), "size": (32, 32), "stride": 2},
             "L0 stage 1": {"channels": (64, 256, 64), "size": (16, 16), "residual": True},
             "L0 stage 1, large map, outlier": {

@@ -64,6 +64,9 @@ int main() {
         for (std::int64_t size : {1, 2, 3, 5, 6, 13})
           check(dtype, 1, size, 14 - size, {32, 40, 33, 3, stride, large_maps}, turn++);
         check(dtype, 2, 9, 8, {96, 96, 64, 3, stride, large_maps}, turn++);
+        // In forms where tiles have four outputs: whole tiles and others, one and two steps of expanded channels.
+        check(dtype, 2, 9, 16, {96, 128, 128, 3, stride, large_maps}, turn++);
+        check(dtype, 1, 16, 6, {96, 192, 192, 3, stride, large_maps}, turn++);
       }
     check(dtype, 0, 4, 4, {32, 40, 32, 3, 1, false}, turn++);
     check(dtype, 1, 5, 5, {32, 288, 32, 3, 1, false}, turn++);

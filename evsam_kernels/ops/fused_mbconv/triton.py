@@ -261,22 +261,26 @@ def fused_mbconv_wide_kernel(
         ),
         x.dtype.element_ty,
     )  # fmt: skip
-    second, second_scale = rounded(
-        expand(
-            x_at, inside, spatial_weight, spatial_bias, BF, width, channels, mid_channels,
-            KERNEL, ACTIVATION, PRECISION, BF, STAGES,
-        ),
-        x.dtype.element_ty,
-    )  # fmt: skip
-    WHOLE: tl.constexpr = mid_channels == 2 * BF and out_channels % BN == 0
+    if mid_channels > BF:
+        second, second_scale = rounded(
+            expand(
+                x_at, inside, spatial_weight, spatial_bias, BF, width, channels, mid_channels,
+                KERNEL, ACTIVATION, PRECISION, BF, STAGES,
+            ),
+            x.dtype.element_ty,
+        )  # fmt: skip
+    WHOLE: tl.constexpr = mid_channels % BF == 0 and out_channels % BN == 0
     for first_column in tl.range(0, out_channels, BN, num_stages=1):
         column = first_column + tl.arange(0, BN)
         point = load_point(point_weight, mid, column, mid_channels, out_channels, WHOLE)
         total = tl.dot(first, point, input_precision=PRECISION)
-        total *= second_scale / first_scale
-        point = load_point(point_weight, BF + mid, column, mid_channels, out_channels, WHOLE)
-        total = tl.dot(second, point, total, input_precision=PRECISION)
-        total /= second_scale
+        if mid_channels > BF:
+            total *= second_scale / first_scale
+            point = load_point(point_weight, BF + mid, column, mid_channels, out_channels, WHOLE)
+            total = tl.dot(second, point, total, input_precision=PRECISION)
+            total /= second_scale
+        else:
+            total /= first_scale
         finish(total, point_bias, residual, y, row, column, pixels, out_channels)
 
 
