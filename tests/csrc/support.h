@@ -279,6 +279,21 @@ inline void compare(const std::string& what, DType dtype, const Values& expected
     }
 }
 
+// Compares what call(y, residual) writes, and where there is a residual also what it writes over that.
+template <class Call>
+void compare_written(const std::string& what, DType dtype, const Values& expected, const Values& residual,
+                     bool has_residual, const Call& call) {
+  const Tensor given(dtype, residual);
+  Tensor y(dtype, static_cast<std::int64_t>(expected.size()));
+  call(y.data(), has_residual ? given.data() : nullptr);
+  compare(what, dtype, expected, y);
+  failed |= !given.unchanged();
+  if (!has_residual) return;
+  Tensor over(dtype, residual);
+  call(over.data(), over.data());
+  compare(what + " over the residual", dtype, expected, over);
+}
+
 // Weights packed into guarded memory.
 class PackedWeights {
  public:
