@@ -236,9 +236,11 @@ def update_keys(
     square: npt.NDArray[np.float32],
     base: npt.NDArray[np.float32],
     rows: npt.NDArray[np.float32],
+    new_basis: npt.NDArray[np.float32],
+    new_scales: npt.NDArray[np.float32],
     eps: float,
     num_threads: int,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+) -> None: ...
 def upscale_masks(
     *,
     base: npt.NDArray[np.float32],

@@ -218,11 +218,12 @@ Array<float> map_values(const std::vector<ThreeArrays>& values, std::int64_t gro
   return rows;
 }
 
-py::tuple update_keys(const Array<float>& tokens, const Array<float>& queries,
+void update_keys(const Array<float>& tokens, const Array<float>& queries,
                       const Optional& offsets, const Optional& scales, const Optional& basis,
                       const Optional& row_tokens, const std::vector<ThreeArrays>& updates,
                       const Array<float>& square, const Array<float>& base,
-                      const Array<float>& rows, double eps, int num_threads) {
+                      const Array<float>& rows, Array<float> new_basis, Array<float> new_scales, double eps,
+                      int num_threads) {
   check(tokens.ndim() == 4, "tokens must have four axes");
   check(base.ndim() == 3, "base must have three axes");
   check_at_least("updates", static_cast<std::int64_t>(updates.size()), 1);
@@ -256,15 +257,15 @@ py::tuple update_keys(const Array<float>& tokens, const Array<float>& queries,
   args.square = elements("square", square, {tiles, tile_positions});
   args.base = elements("base", base, {tiles, args.channels, tile_positions});
   args.rows = elements("rows", rows, {batch, new_rank, args.channels});
-  Array<float> new_basis({batch, tiles, new_rank, tile_positions});
-  Array<float> new_scales({batch, tiles, tile_positions});
+  elements("new_basis", new_basis, {batch, tiles, new_rank, tile_positions});
+  elements("new_scales", new_scales, {batch, tiles, tile_positions});
   args.new_basis = new_basis.mutable_data();
   args.new_scales = new_scales.mutable_data();
-  {
-    const py::gil_scoped_release without_gil;
-    evsam::update_keys(args);
-  }
-  return py::make_tuple(new_basis, new_scales);
+  for (const float* result : {args.new_basis, args.new_scales})
+    check(reinterpret_cast<std::uintptr_t>(result) % 64 == 0,
+          "new_basis and new_scales must begin at multiples of 64 bytes");
+  const py::gil_scoped_release without_gil;
+  evsam::update_keys(args);
 }
 
 void upscale_masks(const Array<float>& base, const Array<float>& scales,
@@ -331,8 +332,8 @@ void bind_masks(py::module_& module) {
              py::arg("queries").noconvert(), py::arg("offsets").noconvert(),
              py::arg("scales").noconvert(), py::arg("basis").noconvert(),
              py::arg("row_tokens").noconvert(), "updates"_a, py::arg("square").noconvert(),
-             py::arg("base").noconvert(), py::arg("rows").noconvert(),
-             "eps"_a, "num_threads"_a,
+             py::arg("base").noconvert(), py::arg("rows").noconvert(), py::arg("new_basis").noconvert(),
+             py::arg("new_scales").noconvert(), "eps"_a, "num_threads"_a,
              "Softmax over tokens and LayerNorm's scale; see csrc/include/evsam/update_keys.h.");
   module.def("upscale_masks", &upscale_masks, py::kw_only(), py::arg("base").noconvert(),
              py::arg("scales").noconvert(), py::arg("basis").noconvert(),

@@ -2,8 +2,8 @@
 //
 // Layout: see positions.h. Tile: the scores of one head, [tokens][64], in L1; the softmax over positions is
 // that of Milakov and Gimelshein (arXiv 1805.02867), the sums being scaled down when the maximum rises.
-// Main memory: a prompt's basis once; a tile of the shared maps once for a few prompts, which follow one
-// another while it is in L2. A thread takes these, or a few heads of a prompt where there are few prompts.
+// Main memory: a prompt's basis once; a tile of the shared maps once for a few prompts, which take turns head by
+// head. A thread takes these, or a few heads of a prompt where there are few prompts.
 
 #include "evsam/attend_keys.h"
 
@@ -14,35 +14,47 @@
 namespace evsam::EVSAM_ISA {
 namespace {
 
-// What a prompt's tokens have summed up so far. Rows are those of all heads, one after the other.
+// How the vectors of a basis are summed up: as columns of whole registers, but for the last few where these would
+// leave most of a register empty.
+struct Columns {
+  std::int64_t whole;  // the last register filled up with zeros
+  std::int64_t rest;
+
+  explicit Columns(std::int64_t rank)
+      : whole((rank + lanes / 2) / lanes * lanes), rest(most(rank - whole, 0)) {}
+};
+
+// What a prompt's tokens have summed up so far. Rows are those of all heads, one after the other; what belongs to a
+// position's register is not summed up over its lanes before the end.
 struct Sums {
-  float* largest;   // [heads][tokens]
-  float* total;     // [heads][tokens], a vector each
-  float* shared;    // [heads][tokens][head_dim]
-  float* of_basis;  // [heads][tokens][columns_of(rank)]
+  float* largest;     // [heads][tokens]
+  float* total;       // [heads][tokens][lanes]
+  float* shared;      // [heads][tokens][head_dim]
+  float* of_basis;    // [heads][tokens][Columns::whole]
+  float* of_rest;     // [heads][tokens][Columns::rest][lanes]
+  float* transposed;  // [64][Columns::whole], the tile's basis
 
   Sums() = default;
-  Sums(Pieces& pieces, const AttendKeysArgs& args)
+  Sums(Pieces& pieces, const AttendKeysArgs& args, const Columns& columns)
       : largest(pieces.take<float>(args.heads * args.tokens)),
         total(pieces.take<float>(args.heads * args.tokens * lanes)),
         shared(pieces.take<float>(args.heads * args.tokens * args.head_dim)),
-        of_basis(pieces.take<float>(args.heads * args.tokens * columns_of(args.rank))) {}
-
-  // So many are whole vectors.
-  static std::int64_t columns_of(std::int64_t rank) { return quotient_up(rank, lanes) * lanes; }
+        of_basis(pieces.take<float>(args.heads * args.tokens * columns.whole)),
+        of_rest(pieces.take<float>(args.heads * args.tokens * columns.rest * lanes)),
+        transposed(pieces.take<float>(positions * columns.whole)) {}
 };
 
 struct Room {
+  Columns columns;
   Sums of_prompt[prompts_at_once];
-  float* keys;        // [head_dim][64]
-  float* scores;      // [tokens][64]
-  float* transposed;  // [64][columns_of(rank)]
+  float* keys;    // [head_dim][64]
+  float* scores;  // [tokens][64]
 
   Room(Pieces& pieces, const AttendKeysArgs& args)
-      : keys(pieces.take<float>(args.head_dim * positions)),
-        scores(pieces.take<float>(args.tokens * positions)),
-        transposed(pieces.take<float>(positions * Sums::columns_of(args.rank))) {
-    for (Sums& sums : of_prompt) sums = Sums(pieces, args);
+      : columns(args.rank),
+        keys(pieces.take<float>(args.head_dim * positions)),
+        scores(pieces.take<float>(args.tokens * positions)) {
+    for (Sums& sums : of_prompt) sums = Sums(pieces, args, columns);
   }
 };
 
@@ -120,8 +132,7 @@ void weigh(std::int64_t rows, std::int64_t columns, const float* weights, const 
 }
 
 // Takes the scores of a row in a tile, and leaves their weights in their place.
-void weights_of(float* scores, std::int64_t row, std::int64_t head_dim, std::int64_t columns,
-                const Sums& sums) {
+void weights_of(float* scores, std::int64_t row, std::int64_t head_dim, const Columns& columns, const Sums& sums) {
   constexpr float log2_e = 1.44269504f;
   Vec highest = load(scores);
   over_positions([&](std::int64_t n) { highest = larger(load(scores + n), highest); });
@@ -132,7 +143,8 @@ void weights_of(float* scores, std::int64_t row, std::int64_t head_dim, std::int
     sums.largest[row] = here;
     multiply_row(total, lanes, by);
     multiply_row(sums.shared + row * head_dim, head_dim, by);
-    multiply_row(sums.of_basis + row * columns, columns, by);
+    multiply_row(sums.of_basis + row * columns.whole, columns.whole, by);
+    multiply_row(sums.of_rest + row * columns.rest * lanes, columns.rest * lanes, by);
   }
   Vec of_tile = zero();
   over_positions([&](std::int64_t n) {
@@ -143,51 +155,60 @@ void weights_of(float* scores, std::int64_t row, std::int64_t head_dim, std::int
   store(total, load(total) + of_tile);
 }
 
-// Adds a tile of positions to the sums of heads [begin, end) of a prompt.
-void attend_tile(const AttendKeysArgs& args, std::int64_t prompt, std::int64_t tile, std::int64_t begin,
-                 std::int64_t end, const Sums& sums, const Room& room) {
+// Adds a tile of positions to the sums of a head of a prompt.
+void attend_tile(const AttendKeysArgs& args, std::int64_t prompt, std::int64_t head, std::int64_t tile,
+                 const Sums& sums, const Room& room) {
   const std::int64_t tokens = args.tokens, head_dim = args.head_dim, rank = args.rank;
-  const std::int64_t inner = args.heads * head_dim, columns = Sums::columns_of(rank);
+  const std::int64_t inner = args.heads * head_dim;
+  const Columns& columns = room.columns;
   const std::int64_t tiles = quotient_up(args.positions, positions);
   const std::int64_t used = least(positions, args.positions - tile * positions);
-  const std::int64_t place = prompt * tiles + tile;
+  const std::int64_t place = prompt * tiles + tile, of_head = prompt * args.heads + head, row = head * tokens;
   const float* basis = args.basis + place * rank * positions;
   const float* scales = rank == 0 ? nullptr : args.scales + place * positions;
-  transpose_positions(rank, basis, columns, room.transposed);
 
-  for (std::int64_t head = begin; head < end; ++head) {
-    const std::int64_t at = (tile * inner + head * head_dim) * positions;
-    const std::int64_t of_head = prompt * args.heads + head, row = head * tokens;
-    const float* keys = args.keys + at;
-    if (rank > 0) {
-      scale_and_add(head_dim, keys, scales, args.offsets + at, room.keys);
-      keys = room.keys;
-    }
-    multiply(tokens, {head_dim, args.queries + of_head * head_dim * tokens, tokens, keys},
-             {rank, args.row_queries + of_head * rank * tokens, tokens, basis}, room.scores);
-    for (std::int64_t token = 0; token < tokens; ++token) {
-      float* scores = room.scores + token * positions;
-      for (std::int64_t n = used; n < positions; ++n) scores[n] = -__builtin_inff();
-      weights_of(scores, row + token, head_dim, columns, sums);
-    }
-    weigh(tokens, columns, room.scores, room.transposed, columns, sums.of_basis + row * columns,
-          columns);
-    if (rank > 0)
-      for (std::int64_t token = 0; token < tokens; ++token)
-        over_positions([&](std::int64_t n) {
-          float* weight = room.scores + token * positions + n;
-          store(weight, load(weight) * load(scales + n));
-        });
-    weigh(tokens, head_dim, room.scores, args.values + tile * positions * inner + head * head_dim,
-          inner, sums.shared + row * head_dim, head_dim);
+  const std::int64_t at = (tile * inner + head * head_dim) * positions;
+  const float* keys = args.keys + at;
+  if (rank > 0) {
+    scale_and_add(head_dim, keys, scales, args.offsets + at, room.keys);
+    keys = room.keys;
   }
+  multiply(tokens, {head_dim, args.queries + of_head * head_dim * tokens, tokens, keys},
+           {rank, args.row_queries + of_head * rank * tokens, tokens, basis}, room.scores);
+  for (std::int64_t token = 0; token < tokens; ++token) {
+    float* scores = room.scores + token * positions;
+    for (std::int64_t n = used; n < positions; ++n) scores[n] = -__builtin_inff();
+    weights_of(scores, row + token, head_dim, columns, sums);
+  }
+  weigh(tokens, columns.whole, room.scores, sums.transposed, columns.whole, sums.of_basis + row * columns.whole,
+        columns.whole);
+  for (std::int64_t token = 0; token < tokens; ++token)
+    for (std::int64_t k = 0; k < columns.rest; ++k) {
+      Vec of_tile = zero();
+      over_positions([&](std::int64_t n) {
+        const Vec weight = load(room.scores + token * positions + n);
+        of_tile = fma(weight, load(basis + (columns.whole + k) * positions + n), of_tile);
+      });
+      float* to = sums.of_rest + ((row + token) * columns.rest + k) * lanes;
+      store(to, load(to) + of_tile);
+    }
+  if (rank > 0)
+    for (std::int64_t token = 0; token < tokens; ++token)
+      over_positions([&](std::int64_t n) {
+        float* weight = room.scores + token * positions + n;
+        store(weight, load(weight) * load(scales + n));
+      });
+  weigh(tokens, head_dim, room.scores, args.values + tile * positions * inner + head * head_dim, inner,
+        sums.shared + row * head_dim, head_dim);
 }
 
 // Heads [begin, end) of a few prompts.
 void attend(const AttendKeysArgs& args, std::int64_t first, std::int64_t count, std::int64_t begin,
             std::int64_t end, const Room& room) {
-  const std::int64_t head_dim = args.head_dim, rank = args.rank, columns = Sums::columns_of(rank);
+  const std::int64_t head_dim = args.head_dim, inner = args.heads * head_dim, rank = args.rank;
+  const std::int64_t tiles = quotient_up(args.positions, positions);
   const std::int64_t first_row = begin * args.tokens, rows = (end - begin) * args.tokens;
+  const Columns& columns = room.columns;
   for (std::int64_t i = 0; i < count; ++i) {
     const Sums& sums = room.of_prompt[i];
     const auto clear = [&](float* from, std::int64_t width) {
@@ -196,12 +217,29 @@ void attend(const AttendKeysArgs& args, std::int64_t first, std::int64_t count, 
     for (std::int64_t row = 0; row < rows; ++row) sums.largest[first_row + row] = -__builtin_inff();
     clear(sums.total, lanes);
     clear(sums.shared, head_dim);
-    clear(sums.of_basis, columns);
+    clear(sums.of_basis, columns.whole);
+    clear(sums.of_rest, columns.rest * lanes);
   }
 
-  for (std::int64_t tile = 0; tile < quotient_up(args.positions, positions); ++tile)
+  const auto basis_at = [&](std::int64_t i, std::int64_t tile) {
+    return args.basis + ((first + i) * tiles + tile) * rank * positions;
+  };
+  for (std::int64_t tile = 0; tile < tiles; ++tile) {
     for (std::int64_t i = 0; i < count; ++i)
-      attend_tile(args, first + i, tile, begin, end, room.of_prompt[i], room);
+      transpose_positions(rank, basis_at(i, tile), columns.whole, room.of_prompt[i].transposed);
+    // What the next tile reads is fetched meanwhile.
+    const std::int64_t next = least(tile + 1, tiles - 1), parts = end - begin, turns = parts * count;
+    for (std::int64_t part = 0, turn = 0; part < parts; ++part)
+      for (std::int64_t i = 0; i < count; ++i, ++turn) {
+        fetch_part(args.keys + next * inner * positions, inner, turn, turns);
+        fetch_part(args.values + next * inner * positions, inner, turn, turns);
+        if (rank > 0) {
+          fetch_part(args.offsets + next * inner * positions, inner, turn, turns);
+          fetch_part(basis_at(i, next), rank, part, parts);
+        }
+        attend_tile(args, first + i, begin + part, tile, room.of_prompt[i], room);
+      }
+  }
 
   for (std::int64_t i = 0; i < count; ++i) {
     const Sums& sums = room.of_prompt[i];
@@ -211,7 +249,10 @@ void attend(const AttendKeysArgs& args, std::int64_t first, std::int64_t count, 
       for (std::int64_t d = 0; d < head_dim; ++d)
         args.shared[to * head_dim + d] = sums.shared[row * head_dim + d] * by;
       for (std::int64_t k = 0; k < rank; ++k)
-        args.of_basis[to * rank + k] = sums.of_basis[row * columns + k] * by;
+        args.of_basis[to * rank + k] =
+            by * (k < columns.whole
+                      ? sums.of_basis[row * columns.whole + k]
+                      : sum(load(sums.of_rest + (row * columns.rest + k - columns.whole) * lanes)));
     }
   }
 }

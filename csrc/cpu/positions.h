@@ -212,48 +212,35 @@ void multiply_packed(std::int64_t rows, std::int64_t inner, const float* a, cons
 }
 
 // to[n][k] = from[k][n] for k < rows, and 0 for k from there to `columns`, whole vectors.
-inline void transpose_positions(std::int64_t rows, const float* from, std::int64_t columns,
-                                float* to) {
-#if defined(__AVX2__)
-  constexpr int side = 8;
-  for (std::int64_t k = 0; k < columns; k += side)
-    for (std::int64_t n = 0; n < positions; n += side) {
-      __m256 row[side], pair[side], four[side];
-      for (int i = 0; i < side; ++i)
-        row[i] = k + i < rows ? _mm256_loadu_ps(from + (k + i) * positions + n) : _mm256_setzero_ps();
-      for (int i = 0; i < side; i += 2) {
-        pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
-        pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
-      }
-      for (int i = 0; i < side; i += 4)
-        for (int j = 0; j < 2; ++j) {
-          four[i + 2 * j] = _mm256_shuffle_ps(pair[i + j], pair[i + j + 2], 0x44);
-          four[i + 2 * j + 1] = _mm256_shuffle_ps(pair[i + j], pair[i + j + 2], 0xee);
-        }
-      for (int i = 0; i < side / 2; ++i) {
-        _mm256_storeu_ps(to + (n + i) * columns + k, _mm256_permute2f128_ps(four[i], four[i + 4], 0x20));
-        _mm256_storeu_ps(to + (n + i + 4) * columns + k,
-                         _mm256_permute2f128_ps(four[i], four[i + 4], 0x31));
-      }
+inline void transpose_positions(std::int64_t rows, const float* from, std::int64_t columns, float* to) {
+  for (std::int64_t k = 0; k < columns; k += lanes)
+    for (std::int64_t n = 0; n < positions; n += lanes) {
+      Vec x[lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) x[i] = k + i < rows ? load(from + (k + i) * positions + n) : zero();
+      transpose(x);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) store(to + (n + i) * columns + k, x[i]);
     }
-#else
-  for (std::int64_t n = 0; n < positions; ++n)
-    for (std::int64_t k = 0; k < columns; ++k)
-      to[n * columns + k] = k < rows ? from[k * positions + n] : 0;
-#endif
 }
 
-// to[row][:] = scale[:] * base[row][:] + offset[row][:], where a scale or offset of null is none.
-inline void scale_and_add(std::int64_t rows, const float* base, const float* scale,
-                          const float* offset, float* to) {
-  for (std::int64_t row = 0; row < rows; ++row)
-    over_positions([&](std::int64_t at) {
-      const std::int64_t i = row * positions + at;
-      Vec value = load(base + i);
-      if (scale != nullptr) value *= load(scale + at);
-      if (offset != nullptr) value += load(offset + i);
-      store(to + i, value);
-    });
+// Asks for a part of so many rows of a tile that is read next, which takes long where it is not in L2.
+EVSAM_INLINE void fetch_part(const float* from, std::int64_t rows, std::int64_t part, std::int64_t parts) {
+  const std::int64_t lines = rows * positions / cache_line<float>;
+  for (std::int64_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line)
+    __builtin_prefetch(from + line * cache_line<float>, 0, 2);
+}
+
+// to[row][:] = scale[:] * base[row][:] + offset[row][:].
+inline void scale_and_add(std::int64_t rows, const float* base, const float* scale, const float* offset, float* to) {
+  constexpr int vectors = positions / lanes;
+  Vec scales[vectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < vectors; ++v) scales[v] = load(scale + v * lanes);
+  for (std::int64_t row = 0; row < rows; ++row, base += positions, offset += positions, to += positions)
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v)
+      store(to + v * lanes, fma(load(base + v * lanes), scales[v], load(offset + v * lanes)));
 }
 
 }  // namespace

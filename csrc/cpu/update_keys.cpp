@@ -3,7 +3,8 @@
 // Layout: see positions.h. Tile: [new_rank][64] weights and products in L1 and L2. The squared norm of
 // z = s A + b R is s^2 |A|^2 + 2 s b (R A^T) + b (R R^T) b^T: the first term and A times all that R is made
 // of are shared by all prompts. Where these cancel, so that less than a hundredth is left of their sum, z
-// itself is computed. Main memory: basis in and out once; shared maps from L2 or L3. Threads take tiles.
+// itself is computed. Main memory: basis in and out once; a tile of the shared maps once for a few prompts, which
+// take turns head by head. Threads take runs of tiles.
 
 #include "evsam/update_keys.h"
 
@@ -26,15 +27,26 @@ struct Sizes {
         new_rank(args.blocks * added) {}
 };
 
+// What a thread has of a tile of a prompt.
+struct Vectors {
+  float* basis;  // [new_rank][64]
+  float* cross;  // [64], b (R A^T)
+
+  Vectors() = default;
+  Vectors(Pieces& pieces, const Sizes& sizes)
+      : basis(pieces.take<float>(sizes.new_rank * positions)), cross(pieces.take<float>(positions)) {}
+};
+
 struct Room {
-  float* queries;   // [inner][64]
-  float* basis;     // [new_rank][64]
+  Vectors of_prompt[prompts_at_once];
+  float* queries;   // [head_dim][64]
   float* channels;  // [rows of a panel][64], of z
 
-  Room(Pieces& pieces, const Sizes& sizes)
-      : queries(pieces.take<float>(sizes.inner * positions)),
-        basis(pieces.take<float>(sizes.new_rank * positions)),
-        channels(pieces.take<float>(panel_rows * positions)) {}
+  Room(Pieces& pieces, const UpdateKeysArgs& args, const Sizes& sizes)
+      : queries(pieces.take<float>(args.head_dim * positions)),
+        channels(pieces.take<float>(panel_rows * positions)) {
+    for (Vectors& vectors : of_prompt) vectors = Vectors(pieces, sizes);
+  }
 };
 
 // Softmax over `rows` scores and one of 0, which is left out, at every position.
@@ -89,51 +101,48 @@ void write_pairs(std::int64_t rank, std::int64_t channels, const float* rows, fl
   }
 }
 
-void update(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt, std::int64_t tile,
-            const float* pairs, const Room& room) {
-  const std::int64_t place = prompt * args.tiles + tile, others = args.others;
-  const std::int64_t head_dim = args.head_dim, rank = sizes.rank, new_rank = sizes.new_rank;
-  const float* scales = rank == 0 ? nullptr : args.scales + place * positions;
-
-  // b = [basis, w, 1]
-  const float* queries = args.queries + tile * sizes.inner * positions;
-  const float* basis = args.basis + place * rank * positions;
+// Of a head, the weights of the tokens and what they add to the cross terms.
+void attend_head(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt, std::int64_t head,
+                 std::int64_t tile, const Vectors& vectors, const Room& room) {
+  const std::int64_t others = args.others, head_dim = args.head_dim, rank = sizes.rank;
+  const std::int64_t of_head = prompt * args.heads + head, at = (tile * sizes.inner + head * head_dim) * positions;
+  const float* queries = args.queries + at;
   if (rank > 0) {
-    __builtin_memcpy(room.basis, basis, rank * positions * sizeof(float));
-    scale_and_add(sizes.inner, queries, scales, args.offsets + tile * sizes.inner * positions,
+    scale_and_add(head_dim, queries, args.scales + (prompt * args.tiles + tile) * positions, args.offsets + at,
                   room.queries);
     queries = room.queries;
   }
-  for (std::int64_t head = 0; head < args.heads; ++head) {
-    const std::int64_t of_head = prompt * args.heads + head;
-    float* scores = room.basis + (rank + head * others) * positions;
-    multiply(others,
-             {head_dim, args.tokens + of_head * head_dim * others, others,
-              queries + head * head_dim * positions},
-             {rank, args.row_tokens + of_head * rank * others, others, room.basis}, scores);
-    softmax(scores, others);
+  float* scores = vectors.basis + (rank + head * others) * positions;
+  multiply(others, {head_dim, args.tokens + of_head * head_dim * others, others, queries},
+           {rank, args.row_tokens + of_head * rank * others, others, vectors.basis}, scores);
+  softmax(scores, others);
+  for (std::int64_t block_index = 0; block_index < args.blocks; ++block_index) {
+    const KeyUpdate& of = args.updates[block_index];
+    add_dot(others,
+            {head_dim, of.differences + of_head * head_dim * others, others,
+             of.features + (tile * (sizes.inner + 1) + head * head_dim) * positions},
+            vectors.basis + (block_index * sizes.added + head * others) * positions, vectors.cross);
   }
-  over_positions(
-      [&](std::int64_t n) { store(room.basis + (new_rank - 1) * positions + n, broadcast(1)); });
+}
+
+// The deviation, once all heads have their weights, and what is divided by it.
+void normalise(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt, std::int64_t tile,
+           const float* pairs, const Vectors& of_prompt, const Room& room) {
+  const std::int64_t place = prompt * args.tiles + tile, rank = sizes.rank, new_rank = sizes.new_rank;
+  const float* scales = rank == 0 ? nullptr : args.scales + place * positions;
+  const float* basis = of_prompt.basis;
 
   // The three terms of |z|^2.
-  alignas(64) float cross[positions] = {}, gram[positions] = {};
+  alignas(64) float gram[positions] = {};
   const std::int64_t features = sizes.inner + 1;
   for (std::int64_t block_index = 0; block_index < args.blocks; ++block_index) {
     const KeyUpdate& of = args.updates[block_index];
-    const float* shared = of.features + tile * features * positions;
-    const float* vectors = room.basis + block_index * sizes.added * positions;
-    for (std::int64_t head = 0; head < args.heads; ++head)
-      add_dot(others,
-              {head_dim, of.differences + (prompt * args.heads + head) * head_dim * others, others,
-               shared + head * head_dim * positions},
-              vectors + head * others * positions, cross);
-    add_dot(1, {features, of.last + prompt * features, 1, shared},
-            vectors + args.heads * others * positions, cross);
+    add_dot(1, {features, of.last + prompt * features, 1, of.features + tile * features * positions},
+            basis + ((block_index + 1) * sizes.added - 1) * positions, of_prompt.cross);
   }
   for (std::int64_t row = 0; row < new_rank; row += panel_rows) {
     const std::int64_t count = least(panel_rows, new_rank - row);
-    const float* vectors = room.basis + row * positions;
+    const float* vectors = basis + row * positions;
     panel_of(count, {new_rank - row, pairs, count, vectors}, nothing, Dot{vectors, gram});
     pairs += (new_rank - row) * count;
   }
@@ -143,7 +152,7 @@ void update(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt,
   over_positions([&](std::int64_t n) {
     const Vec scale = scales == nullptr ? broadcast(1) : load(scales + n);
     const Vec own = scale * scale * load(args.square + tile * positions + n);
-    const Vec twice = scale * load(cross + n) * 2, both = load(gram + n);
+    const Vec twice = scale * load(of_prompt.cross + n) * 2, both = load(gram + n);
     const Vec total = own + twice + both;
     store(squares + n, total);
     const Vec parts = own + larger(twice, -twice) + both;
@@ -155,8 +164,12 @@ void update(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt,
     for (std::int64_t first = 0; first < args.channels; first += panel_rows) {
       const std::int64_t count = least(panel_rows, args.channels - first);
       const float* base = args.base + (tile * args.channels + first) * positions;
-      scale_and_add(count, base, scales, nullptr, room.channels);
-      panel_of(count, {new_rank, rows + first, args.channels, room.basis}, nothing,
+      for (std::int64_t i = 0; i < count; ++i)
+        over_positions([&](std::int64_t n) {
+          const Vec scale = scales == nullptr ? broadcast(1) : load(scales + n);
+          store(room.channels + i * positions + n, scale * load(base + i * positions + n));
+        });
+      panel_of(count, {new_rank, rows + first, args.channels, basis}, nothing,
                Store{room.channels});
       over_positions([&](std::int64_t n) {
         Vec total = zero();
@@ -174,10 +187,43 @@ void update(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt,
   over_positions([&](std::int64_t n) {
     const Vec variance = larger(load(squares + n), zero()) / static_cast<float>(args.channels);
     const Vec by = 1 / square_root(variance + static_cast<float>(args.eps));
-    store(new_scales + n, scales == nullptr ? by : by * load(scales + n));
+    send(new_scales + n, scales == nullptr ? by : by * load(scales + n));
     for (std::int64_t k = 0; k < new_rank; ++k)
-      store(new_basis + k * positions + n, load(room.basis + k * positions + n) * by);
+      send(new_basis + k * positions + n, load(basis + k * positions + n) * by);
   });
+}
+
+// A tile of a few prompts.
+void update(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t first, std::int64_t count,
+            std::int64_t tile, const float* pairs, const Room& room) {
+  const std::int64_t rank = sizes.rank;
+  // What the next tile reads is fetched meanwhile.
+  const std::int64_t next = least(tile + 1, args.tiles - 1);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Vectors& vectors = room.of_prompt[i];
+    // b = [basis, w, 1]
+    const float* basis = args.basis + ((first + i) * args.tiles + tile) * rank * positions;
+    if (rank > 0) __builtin_memcpy(vectors.basis, basis, rank * positions * sizeof(float));
+    over_positions([&](std::int64_t n) {
+      store(vectors.basis + (sizes.new_rank - 1) * positions + n, broadcast(1));
+      store(vectors.cross + n, zero());
+    });
+  }
+  for (std::int64_t head = 0; head < args.heads; ++head)
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t part = head * count + i, parts = args.heads * count;
+      fetch_part(args.queries + next * sizes.inner * positions, sizes.inner, part, parts);
+      if (rank > 0) {
+        fetch_part(args.offsets + next * sizes.inner * positions, sizes.inner, part, parts);
+        fetch_part(args.basis + ((first + i) * args.tiles + next) * rank * positions, rank, head, args.heads);
+      }
+      for (std::int64_t block_index = 0; block_index < args.blocks; ++block_index)
+        fetch_part(args.updates[block_index].features + next * (sizes.inner + 1) * positions, sizes.inner + 1, part,
+                   parts);
+      attend_head(args, sizes, first + i, head, tile, room.of_prompt[i], room);
+    }
+  for (std::int64_t i = 0; i < count; ++i)
+    normalise(args, sizes, first + i, tile, pairs + (first + i) * pairs_of(sizes.new_rank), room.of_prompt[i], room);
 }
 
 }  // namespace
@@ -186,24 +232,28 @@ void update_keys(const UpdateKeysArgs& args) {
   const Sizes sizes(args);
   const std::int64_t of_prompt = pairs_of(sizes.new_rank);
   Pieces counted;
-  const Room one(counted, sizes);
+  const Room one(counted, args, sizes);
   Pieces all;
   all.take<float>(args.batch * of_prompt);
   const Scratch memory = scratch(counted.bytes(), args.num_threads, all.bytes());
   float* pairs = Pieces(memory.shared).take<float>(args.batch * of_prompt);
   const std::int64_t groups = quotient_up(args.batch, prompts_at_once);
+  // Tiles follow one another, so that one can fetch what the next one reads; all threads have some.
+  constexpr std::int64_t tiles_at_once = 8, tasks_of_thread = 4;
+  const std::int64_t least_parts = args.num_threads * tasks_of_thread / most(groups, 1);
+  const std::int64_t parts = least(most(quotient_up(args.tiles, tiles_at_once), least_parts), args.tiles);
   const std::int64_t operations = args.batch * args.tiles * positions * of_prompt;
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(own_piece(memory, member));
-    const Room room(pieces, sizes);
+    const Room room(pieces, args, sizes);
     for_each(args.batch, [&](std::int64_t prompt) {
       write_pairs(sizes.new_rank, args.channels, args.rows + prompt * sizes.new_rank * args.channels,
                   pairs + prompt * of_prompt);
     });
-    for_each(groups * args.tiles, [&](std::int64_t task) {
-      const std::int64_t first = task / args.tiles * prompts_at_once;
-      for (std::int64_t prompt = first; prompt < least(first + prompts_at_once, args.batch); ++prompt)
-        update(args, sizes, prompt, task % args.tiles, pairs + prompt * of_prompt, room);
+    for_each(groups * parts, [&](std::int64_t task) {
+      const std::int64_t first = task / parts * prompts_at_once, part = task % parts;
+      for (std::int64_t tile = args.tiles * part / parts; tile < args.tiles * (part + 1) / parts; ++tile)
+        update(args, sizes, first, least(prompts_at_once, args.batch - first), tile, pairs, room);
     });
   });
 }

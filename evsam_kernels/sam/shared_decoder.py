@@ -59,8 +59,8 @@ from evsam_kernels.ops.shared_mask_decoder.reference import (
 )
 from evsam_kernels.sam.mask_decoder import Attention, MaskDecoder
 
-_PROMPTS_AT_ONCE = 16
-"""Bounds the memory: a prompt's basis takes 1.6 MB for one point."""
+_BASIS_BYTES = 80 << 20
+"""Bounds the memory of what prompts have of their own: 2.4 MB for each of one point."""
 _MOST_TOKENS = 17
 """From there on, P v has fewer columns than P: d = 16 of each head."""
 HEAD_DIM = 16
@@ -110,6 +110,15 @@ class _Image(NamedTuple):
     features: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
     norms: tuple[Norm, Norm]
     upscaling: Tensor
+    memory: Any  # Of the stages, for results.
+
+    def prompts_at_once(self, prompts: int, tokens: int) -> int:
+        """Of so many prompts, each of so many tokens, how many are decoded at once."""
+        heads = len(self.weights.to_keys0) // HEAD_DIM
+        ranks = 3 * (heads * (tokens - 1) + 1)  # A third of them after the first block.
+        square = self.norms[0].square
+        most = max(1, _BASIS_BYTES // (ranks * square.numel() * square.element_size()))
+        return -(-prompts // -(-prompts // most))
 
 
 class _Inputs(NamedTuple):
@@ -297,12 +306,13 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
             prompts = torch.cat([learned.expand(batch, -1, -1), sparse.to(learned.dtype)], dim=1)
             stages = self._stages(image.device)[1]
             height, width = (4 * side for side in state.size)
-            masks = stages.empty(batch * len(chosen), height, width, like=learned)
+            masks = state.memory.empty(batch * len(chosen), height, width, like=learned)
             decoding = _Decoding(state, decoder, stages)
             all_tokens = decoding.first_block(prompts)
+            at_once = state.prompts_at_once(*prompts.shape[:2])
             scores, done = [], 0
             for prompt, tokens in zip(
-                prompts.split(_PROMPTS_AT_ONCE), all_tokens.split(_PROMPTS_AT_ONCE), strict=True
+                prompts.split(at_once), all_tokens.split(at_once), strict=True
             ):
                 iou, count = decoding.from_second_block(
                     prompt, tokens, chosen, lambda iou: keep(iou.to(self.dtype)), masks[done:]
@@ -419,6 +429,7 @@ class _Decoding:
             image.features[0],
             image.norms[0],
             stages.map_values(values, [weights.first.rows], 1)[:, 0],
+            image.memory,
         )
 
         # Second block.
@@ -441,6 +452,7 @@ class _Decoding:
             image.features[1],
             image.norms[1],
             stages.map_values(values, [of.rows for of in weights.second], 1)[:, 0],
+            image.memory,
         )
 
         # The last attention, of the tokens that are used.
@@ -596,6 +608,7 @@ def _shared_by_prompts(
         features=((tiled(features1),), (tiled(features2a), tiled(features2b))),
         norms=(norm(a1, weights.eps[0]), norm(a2, weights.eps[1])),
         upscaling=tiled(upscaling),
+        memory=stages.Memory(),
     )
 
 

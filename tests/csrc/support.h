@@ -138,14 +138,17 @@ class Guarded {
 // A tensor in guarded memory.
 class Tensor {
  public:
-  Tensor(DType dtype, const Values& values)
-      : dtype_(dtype), memory_(values.size() * size_of(dtype), size_of(dtype)) {
+  Tensor(DType dtype, const Values& values) : Tensor(dtype, values, size_of(dtype)) {}
+  Tensor(DType dtype, const Values& values, std::int64_t alignment)
+      : dtype_(dtype), memory_(values.size() * size_of(dtype), alignment) {
     for (std::size_t i = 0; i < values.size(); ++i)
       write(memory_.data() + i * size_of(dtype), dtype, values[i]);
     before_.assign(memory_.data(), memory_.data() + memory_.bytes());
   }
   // Of NaN, to be written by a kernel.
   Tensor(DType dtype, std::int64_t count) : Tensor(dtype, Values(count, NAN)) {}
+  Tensor(DType dtype, std::int64_t count, std::int64_t alignment)
+      : Tensor(dtype, Values(count, NAN), alignment) {}
 
   void* data() { return memory_.data(); }
   const void* data() const { return memory_.data(); }

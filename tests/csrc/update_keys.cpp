@@ -118,8 +118,8 @@ void check(std::int64_t batch, std::int64_t others, std::int64_t heads, std::int
       parts.push_back(std::make_unique<Tensor>(dtype, *values));
     updates.push_back({of(*parts[3 * i]), of(*parts[3 * i + 1]), of(*parts[3 * i + 2])});
   }
-  Tensor y(dtype, static_cast<std::int64_t>(new_basis.size()));
-  Tensor z(dtype, static_cast<std::int64_t>(new_scale.size()));
+  Tensor y(dtype, static_cast<std::int64_t>(new_basis.size()), 64);
+  Tensor z(dtype, static_cast<std::int64_t>(new_scale.size()), 64);
   const auto if_any = [&](const Tensor& tensor) { return rank == 0 ? nullptr : of(tensor); };
   evsam::update_keys({of(tokens), of(queries), if_any(offsets), if_any(scales), if_any(basis),
                       if_any(row_tokens), updates.data(), of(squares), of(base), of(rows), eps,
@@ -140,6 +140,7 @@ int main() {
     check(1, 4, 1, 1, 9, 2, false, 3);
     check(1, 3, 3, 2, 16, 2, false, 2);
     check(2, 2, 1, 1, 13, 1, true, 1);
+    check(5, 3, 2, 19, 5, 2, false, 2);
     check(0, 4, 1, 1, 9, 2, false, 2);
   });
 }

@@ -51,7 +51,9 @@ def isa(request):
 
 @pytest.mark.parametrize("points", [0, 1, 3, 12])
 @pytest.mark.parametrize("multimask", [True, False])
-def test_the_algebra_is_exact(points, multimask):
+def test_the_algebra_is_exact(points, multimask, monkeypatch):
+    # At most 8 prompts of one point at once.
+    monkeypatch.setattr(shared_decoder, "_BASIS_BYTES", 8 * 3 * (8 * 6 + 1) * 30 * 8)
     decoder = plain_decoder(points).double()
     inputs = prompts(points, batch=18, size=(5, 6), dtype=torch.float64)
     shared = SharedMaskDecoder(copy.deepcopy(decoder), backend="reference")
@@ -276,13 +278,39 @@ def test_what_prompts_share_goes_with_the_image():
     image, pe, _, dense = prompts()
     decoder.set_image(image, pe, dense)
     state = decoder._image(image, pe, dense[:1], make=False)
-    gone = weakref.ref(state.upscaling)
+    gone = weakref.ref(state.upscaling), weakref.ref(state.memory)
     del state
     gc.collect()
-    assert gone() is not None
+    assert None not in [of() for of in gone]
     del image
     gc.collect()
-    assert gone() is None
+    assert [of() for of in gone] == [None, None]
+
+
+def test_masks_that_are_referred_to_are_not_written_over():
+    decoder = SharedMaskDecoder(plain_decoder(), backend="cpu")
+    image, pe, tokens, dense = prompts()
+    mask = decoder(image, pe, tokens, dense, True)[0][3, 1].numpy()
+    before = mask.copy()
+    for seed in (1, 2):
+        others = prompts(seed=seed)[2]
+        assert not np.array_equal(decoder(image, pe, others, dense, True)[0][3, 1], before)
+    assert np.array_equal(mask, before)
+
+
+def test_memory_is_used_again():
+    memory, like = cpu.Memory(), torch.empty(0)
+    places = [memory.empty(3, size, like=like).data_ptr() for size in (500, 500, 1000, 400, 10)]
+    # Nothing is given out for less than half of its size.
+    assert places[0] == places[1] == places[3]
+    assert len(set(places)) == 3
+    piece = memory.empty(3, 500, like=like)[2:]
+    held = memory.empty(3, 1000, like=like)
+    assert places[0] <= piece.data_ptr() < places[0] + 6000
+    assert held.data_ptr() == places[2]
+    new = memory.empty(3, 500, like=like)
+    assert new.data_ptr() not in places
+    assert all(of.data_ptr() % 64 == 0 for of in (held, new))
 
 
 def test_copies_pickles_and_state():

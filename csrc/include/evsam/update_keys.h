@@ -26,6 +26,7 @@ struct UpdateKeysArgs {
   const float* base;         // [tiles, channels, 64]
   const float* rows;         // [batch, new_rank, channels]
   double eps;
+  // On whole cache lines, as they are written past the caches.
   float* new_basis;   // [batch, tiles, new_rank, 64]
   float* new_scales;  // [batch, tiles, 64]
   // A block adds heads * others + 1 to the rank, which is that of the blocks before.

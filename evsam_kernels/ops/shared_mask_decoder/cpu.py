@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evsam_kernels.ops.native import native
@@ -22,12 +26,43 @@ from evsam_kernels.ops.shared_mask_decoder.reference import (
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _POSITIONS = 64  # Of a tile, which the kernels are compiled for.
+_LINE = 16  # Elements of a cache line.
 
 
-def empty(*shape: int, like: Tensor) -> Tensor:
-    """See `reference.empty`. NumPy asks the system for huge pages, which PyTorch does not: a fault
-    for every 4 KiB of the masks takes longer than to write them."""
-    return torch.from_numpy(np.empty(shape, np.float32))
+class Memory:
+    """Room for the results of an image's prompts, which is used again once no tensor refers to it.
+
+    A tensor begins at a cache line.
+    """
+
+    def __init__(self) -> None:
+        # As much as is in use at once: vectors and scales of two bases, and masks.
+        self._free: deque[NDArray[np.float32]] = deque(maxlen=5)
+
+    def empty(self, *shape: int, like: Tensor) -> Tensor:
+        """A float32 tensor."""
+        count = math.prod(shape)
+        room = self._take(count + _LINE)
+        start = -room.ctypes.data // room.itemsize % _LINE
+        array = room[start : start + count]
+        weakref.finalize(array, self._free.append, room).atexit = False
+        return torch.from_numpy(array).view(shape)
+
+    def _take(self, count: int) -> NDArray[np.float32]:
+        free = []
+        while self._free:
+            try:
+                free.append(self._free.popleft())
+            except IndexError:  # Another thread was faster.
+                break
+        free.sort(key=len)
+        chosen = next((room for room in free if count <= len(room) <= 2 * count), None)
+        self._free.extend(room for room in free if room is not chosen)
+        if chosen is not None:
+            return chosen
+        # NumPy asks the system for huge pages, which PyTorch does not: a fault for every 4 KiB
+        # takes longer than to write them.
+        return np.empty(count, np.float32)
 
 
 def tiled(x: Tensor) -> Tensor:
@@ -81,9 +116,16 @@ def update_keys(
     features: Sequence[Tensor],
     norm: Norm,
     rows: Tensor,
+    memory: Memory,
 ) -> Basis:
     """See `reference.update_keys`."""
-    vectors, scales = native().update_keys(
+    batch, rank = rows.shape[:2]
+    tiles = len(norm.base)
+    result = Basis(
+        memory.empty(batch, tiles, rank, _POSITIONS, like=rows),
+        memory.empty(batch, tiles, _POSITIONS, like=rows),
+    )
+    native().update_keys(
         tokens=_array(tokens),
         queries=_array(queries.base),
         offsets=_optional(queries.offsets),
@@ -97,10 +139,12 @@ def update_keys(
         square=_array(norm.square),
         base=_array(norm.base),
         rows=_array(rows),
+        new_basis=result.vectors.numpy(),
+        new_scales=result.scales.numpy(),
         eps=norm.eps,
         num_threads=torch.get_num_threads(),
     )
-    return Basis(torch.from_numpy(vectors), torch.from_numpy(scales))
+    return result
 
 
 def upscale_masks(

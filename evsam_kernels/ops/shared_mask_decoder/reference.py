@@ -71,9 +71,12 @@ class Upscaling(NamedTuple):
     bias: Tensor
 
 
-def empty(*shape: int, like: Tensor) -> Tensor:
-    """Room for a stage's result, of the dtype and on the device of `like`."""
-    return like.new_empty(shape)
+class Memory:
+    """Room for the results of an image's prompts."""
+
+    def empty(self, *shape: int, like: Tensor) -> Tensor:
+        """A tensor of the dtype and on the device of `like`."""
+        return like.new_empty(shape)
 
 
 def tiled(x: Tensor) -> Tensor:
@@ -136,6 +139,7 @@ def update_keys(
     features: Sequence[Tensor],  # [tiles, h d + 1, P], the base's products with what these become
     norm: Norm,
     rows: Tensor,  # [B, R', C], of the vectors
+    memory: Memory,  # for the basis
 ) -> Basis:
     """The image attends to tokens, and LayerNorm without its weights: the basis after a block.
 

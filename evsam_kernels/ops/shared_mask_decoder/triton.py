@@ -24,17 +24,25 @@ from torch import Tensor
 from evsam_kernels.ops.gpu import limits
 from evsam_kernels.ops.shared_mask_decoder.reference import (
     Basis,
+    Memory,
     Norm,
     SharedMap,
     Upscaling,
     Values,
-    empty,
     map_values,
     tiled,
 )
 from evsam_kernels.simt import emulation
 
-__all__ = ["DTYPES", "attend_keys", "empty", "map_values", "tiled", "update_keys", "upscale_masks"]
+__all__ = [
+    "DTYPES",
+    "Memory",
+    "attend_keys",
+    "map_values",
+    "tiled",
+    "update_keys",
+    "upscale_masks",
+]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -470,6 +478,7 @@ def update_keys(
     features: Sequence[Tensor],
     norm: Norm,
     rows: Tensor,
+    memory: Memory,
 ) -> Basis:
     """See `reference.update_keys`."""
     batch, heads, dim, others = tokens.shape
@@ -482,8 +491,8 @@ def update_keys(
         return F.pad(x, (0, 0, 0, padded - others, 0, padded_heads - heads)).flatten(1, 2)
 
     of_block = rows[:, count:-1].unflatten(1, (heads, others))
-    vectors = emulation.unwritten(rows.new_empty(batch, 1, rows.shape[1], positions))
-    scales = emulation.unwritten(rows.new_empty(batch, 1, positions))
+    vectors = emulation.unwritten(memory.empty(batch, 1, rows.shape[1], positions, like=rows))
+    scales = emulation.unwritten(memory.empty(batch, 1, positions, like=rows))
     block = 32
     update_kernel[(-(-positions // block), batch)](
         spread(_by_head(tokens.mT, heads, others).unflatten(1, (heads, others))),
