@@ -258,6 +258,7 @@ def upscale_masks(
     masks: npt.NDArray[np.float32],
     height: int,
     width: int,
+    bfloat16: bool,
     num_threads: int,
 ) -> None: ...
 def upsample_add(

@@ -274,7 +274,7 @@ void upscale_masks(const Array<float>& base, const Array<float>& scales,
                    const Array<float>& norm_bias, double eps, const Array<float>& weight,
                    const Array<float>& bias, const Array<std::int64_t>& first,
                    const Array<float>& vectors, Array<float> masks, std::int64_t height,
-                   std::int64_t width, int num_threads) {
+                   std::int64_t width, bool bfloat16, int num_threads) {
   check(basis.ndim() == 4, "basis must have four axes");
   check(weight.ndim() == 3, "weight must have three axes");
   check(vectors.ndim() == 2, "vectors must have two axes");
@@ -285,6 +285,7 @@ void upscale_masks(const Array<float>& base, const Array<float>& scales,
   args.batch = basis.shape(0), args.rank = basis.shape(2);
   args.mid_channels = weight.shape(0), args.out_channels = weight.shape(2);
   args.height = height, args.width = width;
+  args.bfloat16 = bfloat16;
   args.eps = eps;
   args.num_threads = num_threads;
   const std::int64_t tiles = (height * width - 1) / tile_positions + 1;
@@ -340,7 +341,7 @@ void bind_masks(py::module_& module) {
              py::arg("rows").noconvert(), py::arg("offsets").noconvert(),
              py::arg("norm_weight").noconvert(), py::arg("norm_bias").noconvert(), "eps"_a,
              py::arg("weight").noconvert(), py::arg("bias").noconvert(),
-             py::arg("first").noconvert(), py::arg("vectors").noconvert(), py::arg("masks").noconvert(), "height"_a, "width"_a,
-             "num_threads"_a,
+             py::arg("first").noconvert(), py::arg("vectors").noconvert(),
+             py::arg("masks").noconvert(), "height"_a, "width"_a, "bfloat16"_a, "num_threads"_a,
              "Masks from the image's keys; see csrc/include/evsam/upscale_masks.h.");
 }

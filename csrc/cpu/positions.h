@@ -43,15 +43,57 @@ constexpr int vectors_for(int rows) {
 }
 
 // Row i is the sum over k < inner of a[k][i] b[k][:], the strides being those of k.
-struct Product {
+template <class T>
+struct ProductOf {
   std::int64_t inner;
-  const float* a;
+  const T* a;
   std::int64_t a_stride;
-  const float* b;
+  const T* b;
   std::int64_t b_stride = positions;
 };
 
+using Product = ProductOf<float>;
 constexpr Product nothing = {};
+
+// Elements of a product, and what is made of them: lanes of b, one of a, and their product added to a sum.
+EVSAM_INLINE Vec columns_at(const float* b) { return load(b); }
+EVSAM_INLINE Vec value_at(const float* a) { return broadcast(*a); }
+EVSAM_INLINE Vec add_product(Vec sum, Vec value, Vec columns) { return fma(value, columns, sum); }
+
+#if defined(__AVX512BF16__)
+// Elements of two neighbouring k as bfloat16, which one instruction multiplies and adds up.
+struct Pair {
+  BFloat16 first, second;
+};
+
+EVSAM_INLINE __m512bh columns_at(const Pair* b) { return (__m512bh)_mm512_loadu_si512(b); }
+EVSAM_INLINE __m512bh value_at(const Pair* a) {
+  int pair;
+  __builtin_memcpy(&pair, a, sizeof pair);
+  return (__m512bh)_mm512_set1_epi32(pair);
+}
+EVSAM_INLINE Vec add_product(Vec sum, __m512bh value, __m512bh columns) {
+  return _mm512_dpbf16_ps(sum, value, columns);
+}
+
+// Writes lanes of pairs.
+EVSAM_INLINE void put_pairs(Pair* to, Vec first, Vec second) {
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(second, first);  // all of one behind all of the other
+  Bits side_by_side;
+  for (std::uint32_t lane = 0; lane < lanes; ++lane) side_by_side[lane] = lane | (lanes + lane) << 16;
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi16((__m512i)side_by_side, halves));
+}
+
+// to[k][:] = pairs of rows 2 k and 2 k + 1 of `from`, whole vectors of them, to_stride apart. An odd last row is
+// paired with zeros.
+inline void pair_rows(std::int64_t rows, std::int64_t columns, const float* from, std::int64_t stride,
+                      Pair* to, std::int64_t to_stride) {
+  for (std::int64_t k = 0; k < rows; k += 2, from += 2 * stride, to += to_stride)
+    for (std::int64_t n = 0; n < columns; n += lanes)
+      put_pairs(to + n, load(from + n, columns - n),
+                k + 1 < rows ? load(from + stride + n, columns - n) : zero());
+}
+#endif
 
 // What becomes of a panel's sums: they are added to what c holds, or to a value for each row.
 struct Store {
@@ -104,29 +146,29 @@ struct Dot {
 };
 
 // A panel's columns from `at` on, as many as some vectors hold.
-template <int rows, int vectors>
-EVSAM_INLINE void add_product(const Product& product, std::int64_t at, Vec (&sums)[rows][vectors]) {
-  const float *a = product.a, *b = product.b + at;
+template <int rows, int vectors, class T>
+EVSAM_INLINE void add_columns(const ProductOf<T>& product, std::int64_t at, Vec (&sums)[rows][vectors]) {
+  const T *a = product.a, *b = product.b + at;
   for (std::int64_t k = 0; k < product.inner; ++k, a += product.a_stride, b += product.b_stride) {
-    Vec columns[vectors];
+    decltype(columns_at(b)) columns[vectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) columns[v] = load(b + v * lanes);
+    for (int v = 0; v < vectors; ++v) columns[v] = columns_at(b + v * lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) {
-      const Vec value = broadcast(a[i]);
+      const auto value = value_at(a + i);
 #pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) sums[i][v] = fma(value, columns[v], sums[i][v]);
+      for (int v = 0; v < vectors; ++v) sums[i][v] = add_product(sums[i][v], value, columns[v]);
     }
   }
 }
 
-template <int rows, int vectors, class Use>
-EVSAM_INLINE void panel_columns(const Product& one, const Product& other, std::int64_t at,
+template <int rows, int vectors, class T, class Use>
+EVSAM_INLINE void panel_columns(const ProductOf<T>& one, const ProductOf<T>& other, std::int64_t at,
                                 const Use& use) {
   Vec sums[rows][vectors];
   use.begin(at, sums);
-  add_product(one, at, sums);
-  add_product(other, at, sums);
+  add_columns(one, at, sums);
+  add_columns(other, at, sums);
   use.end(at, sums);
 }
 
@@ -179,8 +221,8 @@ inline void add_dot(std::int64_t rows, const Product& product, const float* with
 }
 
 // Copies the left operand of a product for `multiply_packed`: [panels][inner][rows of a panel].
-inline void pack_rows(std::int64_t rows, std::int64_t inner, const float* a, std::int64_t a_stride,
-                      float* to) {
+template <class T>
+void pack_rows(std::int64_t rows, std::int64_t inner, const T* a, std::int64_t a_stride, T* to) {
   over_panels(rows, [&](std::int64_t begin, std::int64_t count) {
     for (std::int64_t k = 0; k < inner; ++k)
       for (std::int64_t i = begin; i < begin + count; ++i) *to++ = a[k * a_stride + i];
@@ -188,26 +230,25 @@ inline void pack_rows(std::int64_t rows, std::int64_t inner, const float* a, std
 }
 
 // Some columns of a panel alone.
-template <int rows, int vectors, class Use>
-__attribute__((noinline)) void columns_of_rows(const Product& product, std::int64_t at, const Use& use) {
-  panel_columns<rows, vectors>(product, nothing, at, use);
+template <int rows, int vectors, class T, class Use>
+__attribute__((noinline)) void columns_of_rows(const ProductOf<T>& product, std::int64_t at, const Use& use) {
+  panel_columns<rows, vectors>(product, ProductOf<T>{}, at, use);
 }
 
-template <int vectors, class Use, int rows = panel_rows>
-void columns_of_panel(std::int64_t count, const Product& product, std::int64_t at, const Use& use) {
+template <int vectors, int rows = panel_rows, class T, class Use>
+void columns_of_panel(std::int64_t count, const ProductOf<T>& product, std::int64_t at, const Use& use) {
   if (count == rows) return columns_of_rows<rows, vectors>(product, at, use);
-  if constexpr (rows > 1) columns_of_panel<vectors, Use, rows - 1>(count, product, at, use);
+  if constexpr (rows > 1) columns_of_panel<vectors, rows - 1>(count, product, at, use);
 }
 
 // A product of a packed left operand [rows][inner], `use(row)` being what becomes of the panel from that row
 // on. For operands of many rows that lie far apart: a few columns of b stay in L1 while all of a passes by in
 // order.
-template <class UseOf>
-void multiply_packed(std::int64_t rows, std::int64_t inner, const float* a, const float* b,
-                     const UseOf& use) {
+template <class T, class UseOf>
+void multiply_packed(std::int64_t rows, std::int64_t inner, const T* a, const T* b, const UseOf& use) {
   for (std::int64_t at = 0; at < positions; at += at_once * lanes)
     over_panels(rows, [&](std::int64_t begin, std::int64_t count) {
-      columns_of_panel<at_once>(count, {inner, a + begin * inner, count, b}, at, use(begin));
+      columns_of_panel<at_once>(count, ProductOf<T>{inner, a + begin * inner, count, b}, at, use(begin));
     });
 }
 
@@ -222,6 +263,14 @@ inline void transpose_positions(std::int64_t rows, const float* from, std::int64
 #pragma GCC unroll 16
       for (int i = 0; i < lanes; ++i) store(to + (n + i) * columns + k, x[i]);
     }
+}
+
+// How many tasks the tiles of a group of prompts are: a few tiles follow one another, so that one can fetch what the
+// next one reads, unless that leaves a thread without tasks.
+inline std::int64_t parts_of(std::int64_t tiles, std::int64_t groups, int num_threads) {
+  constexpr std::int64_t tiles_at_once = 8, tasks_of_thread = 4;
+  const std::int64_t parts = quotient_up(tiles, tiles_at_once);
+  return least(tiles, most(parts, num_threads * tasks_of_thread / most(groups, 1)));
 }
 
 // Asks for a part of so many rows of a tile that is read next, which takes long where it is not in L2.

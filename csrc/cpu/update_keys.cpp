@@ -238,10 +238,7 @@ void update_keys(const UpdateKeysArgs& args) {
   const Scratch memory = scratch(counted.bytes(), args.num_threads, all.bytes());
   float* pairs = Pieces(memory.shared).take<float>(args.batch * of_prompt);
   const std::int64_t groups = quotient_up(args.batch, prompts_at_once);
-  // Tiles follow one another, so that one can fetch what the next one reads; all threads have some.
-  constexpr std::int64_t tiles_at_once = 8, tasks_of_thread = 4;
-  const std::int64_t least_parts = args.num_threads * tasks_of_thread / most(groups, 1);
-  const std::int64_t parts = least(most(quotient_up(args.tiles, tiles_at_once), least_parts), args.tiles);
+  const std::int64_t parts = parts_of(args.tiles, groups, args.num_threads);
   const std::int64_t operations = args.batch * args.tiles * positions * of_prompt;
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(own_piece(memory, member));

@@ -152,8 +152,9 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
     """A `MaskDecoder` for inference; prompts of one image share what does not depend on them.
 
     Arguments, results and state are those of `MaskDecoder`. It computes in float32 (float64 for
-    float64) whatever its dtype. What an image's prompts share is kept for as long as the image
-    embedding is there; `set_image` makes it ahead of the first prompt.
+    float64) whatever its dtype; but with bfloat16 weights, and a CPU that has an instruction for
+    it, what the upscaling multiplies is rounded to bfloat16. What an image's prompts share is kept
+    for as long as the image embedding is there; `set_image` makes it ahead of the first prompt.
 
     Prompts with dense maps of their own (masks), of more than 12 tokens (11 points, or 10 and a
     box) or on several images, those that need gradients, and those where no kernel runs and none
@@ -556,6 +557,7 @@ def _multiplied_out(decoder: MaskDecoder) -> _Weights:
             norm.eps,
             rounded(conv2.weight.permute(0, 2, 3, 1).flatten(1, 2)),
             rounded(conv2.bias),
+            stored,
         ),
         wide=None if dtype == stored else exact.to(dtype),
     )

@@ -11,7 +11,8 @@ using namespace support;
 
 double gelu(double x) { return x * std::erfc(-x / std::sqrt(2.0)) / 2; }
 
-void check(const std::vector<std::int64_t>& counts, std::int64_t height, std::int64_t width,
+// `precision` is what the convolutions may round to.
+void check(DType precision, const std::vector<std::int64_t>& counts, std::int64_t height, std::int64_t width,
            std::int64_t rank, std::int64_t mid, std::int64_t out, int num_threads) {
   const DType dtype = DType::float32;
   const auto batch = static_cast<std::int64_t>(counts.size());
@@ -64,19 +65,19 @@ void check(const std::vector<std::int64_t>& counts, std::int64_t height, std::in
   evsam::upscale_masks({of(base), of(scales), of(basis), of(rows), of(offsets), of(norm_weight),
                         of(norm_bias), eps, of(weight), of(biases), first.data(), of(vectors),
                         static_cast<float*>(masks.data()), batch, height, width, rank, mid, out,
-                        num_threads});
-  compare(join({batch, height, width, rank, mid, out}), dtype, expected, masks);
+                        precision == DType::bfloat16, num_threads});
+  compare(join({batch, height, width, rank, mid, out}), precision, expected, masks);
 }
 
 }  // namespace
 
 int main() {
   return run([](DType dtype) {
-    if (dtype != DType::float32) return;
-    check({3, 0, 1}, 8, 8, 10, 8, 4, 1);
-    check({1, 2}, 5, 9, 19, 16, 8, 3);
-    check({1}, 11, 13, 3, 9, 5, 2);
-    check({0, 0}, 8, 8, 10, 8, 4, 2);
-    check({9, 2}, 8, 9, 5, 65, 12, 2);
+    if (dtype == DType::float16) return;
+    check(dtype, {3, 0, 1}, 8, 8, 10, 8, 4, 1);
+    check(dtype, {1, 2}, 5, 9, 19, 16, 8, 3);
+    check(dtype, {1}, 11, 13, 3, 9, 5, 2);
+    check(dtype, {0, 0}, 8, 8, 10, 8, 4, 2);
+    check(dtype, {9, 2}, 8, 9, 5, 65, 12, 2);
   });
 }

@@ -101,13 +101,15 @@ def test_sums_over_an_image_round_no_more_than_pytorchs(isa):
     assert measure(ours, exact).within(budget(measure(plain, exact), torch.float32))
 
 
+@pytest.mark.parametrize("isa", _cpu.available_isas(), indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_float32(dtype):
+@pytest.mark.parametrize(("points", "multimask"), [(1, True), (2, False), (12, True)])
+def test_half_precision(isa, dtype, points, multimask):
     decoder = plain_decoder().to(dtype)
-    inputs = prompts(dtype=dtype)
-    ours = SharedMaskDecoder(copy.deepcopy(decoder))(*inputs, True)
+    inputs = prompts(points, dtype=dtype)
+    ours = SharedMaskDecoder(copy.deepcopy(decoder))(*inputs, multimask)
     assert [x.dtype for x in ours] == [dtype, dtype]
-    assert_close(ours, decoder(*inputs, True), exactly(decoder, inputs, True), dtype)
+    assert_close(ours, decoder(*inputs, multimask), exactly(decoder, inputs, multimask), dtype)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 100])

@@ -5,7 +5,7 @@
 
 namespace evsam {
 
-// Everything is float32. Positions lie in tiles of 64, row by row of the image.
+// Everything is float32; products may be of bfloat16. Positions lie in tiles of 64, row by row of the image.
 struct UpscaleMasksArgs {
   // The first convolution of the keys, less its mean over the channels of a pixel; the four pixels that
   // a position becomes one after another.
@@ -23,6 +23,8 @@ struct UpscaleMasksArgs {
   const float* vectors;       // [out_channels, masks]
   float* masks;               // [masks, 4 * height, 4 * width]
   std::int64_t batch, height, width, rank, mid_channels, out_channels;
+  // Whether what the convolutions multiply may be rounded to bfloat16: it is where an instruction multiplies that.
+  bool bfloat16;
   int num_threads;  // at most this many; the result does not depend on it
 };
 

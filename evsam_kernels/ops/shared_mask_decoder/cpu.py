@@ -173,6 +173,7 @@ def upscale_masks(
         masks=masks.numpy(),
         height=masks.shape[1] // 4,
         width=masks.shape[2] // 4,
+        bfloat16=upscaling.dtype == torch.bfloat16,
         num_threads=torch.get_num_threads(),
     )
 

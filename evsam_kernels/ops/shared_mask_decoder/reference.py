@@ -60,7 +60,8 @@ class Upscaling(NamedTuple):
 
     `offsets` `[4 M]` are those of the first convolution, less their mean over the M channels of
     each of its 4 pixels; `norm_weight`, `norm_bias` `[M]`, `eps`; `weight` `[M, 4, K]` and `bias`
-    `[K]` are the second convolution's.
+    `[K]` are the second convolution's. `dtype` is that of the weights as they are stored: kernels
+    may round to it what the convolutions multiply.
     """
 
     offsets: Tensor
@@ -69,6 +70,7 @@ class Upscaling(NamedTuple):
     eps: float
     weight: Tensor
     bias: Tensor
+    dtype: torch.dtype
 
 
 class Memory:
