@@ -19,7 +19,7 @@ namespace {
 // Prompts that a tile of the shared map is read for.
 constexpr std::int64_t together = 2;
 
-// How elements of products are laid out: rows of the right operand in one of theirs, and what is as exact as they.
+// Of elements of products: how many rows of an operand one holds, and the type that is as exact as they.
 template <class T>
 struct Operand {
   static constexpr std::int64_t in_row = 1;
@@ -33,7 +33,7 @@ struct Operand<Pair> {
 };
 #endif
 
-// Sizes of a product's operands, rows of elements being whole vectors.
+// Rows of elements, and their width as `pair_rows` writes them.
 template <class T>
 std::int64_t rows_of(std::int64_t inner) {
   return quotient_up(inner, Operand<T>::in_row);
@@ -58,9 +58,9 @@ struct Room {
   float* pixels;  // [masks of a prompt][2 lines][4 columns][64]
   // Elements of what the products take, where these are not float32: the tile's basis, the first convolution's
   // result, and a left operand before it is packed.
-  T* basis;
+  T* basis = nullptr;
   T* between;
-  T* left;
+  T* left = nullptr;
 
   Room(Pieces& pieces, const UpscaleMasksArgs& args, std::int64_t masks)
       : first(pieces.take<float>(args.mid_channels * positions)),
@@ -134,9 +134,8 @@ __attribute__((noinline)) void paint(std::int64_t channels, const float* x, cons
   }
 }
 
-constexpr int most_masks = 4;  // as many as SAM has
-
-template <class Storage, int masks = most_masks>
+// Of any number of masks; for more than SAM has, GELU is computed again.
+template <class Storage, int masks = 4>
 void paint_of(std::int64_t count, std::int64_t channels, const float* x, const float* vectors, std::int64_t stride,
               float* pixels) {
   if (count >= masks) {

@@ -568,48 +568,40 @@ def _shared_by_prompts(
 ) -> _Image:
     """`image`, `pe` and `dense` `[1, C, h, w]`."""
     dtype = weights.maps1.dtype
-    tiled: Callable[[Tensor], Tensor] = stages.tiled
-    e = (image.to(dtype) + dense.to(dtype)).flatten(2)[0]  # [C, N]
-    p = pe.to(dtype).flatten(2)[0]
     inner = weights.to_keys0.shape[0]
+    e = stages.tiled((image.to(dtype) + dense.to(dtype)).flatten(2)[0])  # [tiles, C, P]
+    p = stages.tiled(pe.to(dtype).flatten(2)[0])
+    a1 = _centred(e + weights.constant[:, None], dim=1)
+    a2 = _centred(weights.between[:, None] * a1, dim=1)
+    to_keys1, to_values1, to_queries1 = weights.maps1.split(inner)
+    to_keys2, to_values2, upscale = weights.maps2.tensor_split([inner, 2 * inner])
 
-    def values(mapped: Tensor) -> Tensor:
-        return tiled(mapped).transpose(1, 2).flatten(0, 1).contiguous()  # [tiles P, h d]
+    def values(maps: Tensor, base: Tensor) -> Tensor:
+        return (base.mT @ maps.mT).flatten(0, 1)  # [tiles P, h d]
 
-    def split(maps: Tensor, sizes: list[int], base: Tensor) -> tuple[Tensor, ...]:
-        return (maps @ base).split(sizes)
+    def queries(level: int, maps: Tensor, base: Tensor) -> Tensor:
+        return (maps @ base).add_(weights.query_biases[level][:, None])
 
     def norm(base: Tensor, eps: float) -> Norm:
-        return Norm(tiled(base), tiled(base.square().sum(0)), eps)
+        return Norm(base, base.square().sum(1), eps)
 
-    queries0 = torch.addmm(weights.query_biases[0][:, None], weights.to_queries0, e + p)
-    a1 = _centred(e + weights.constant[:, None], dim=0)
-    features1, keys1, values1, queries1 = split(
-        torch.cat([weights.first.rows, weights.maps1]), [inner + 1, inner, inner, inner], a1
-    )
-    offsets1 = torch.addmm(weights.query_biases[1][:, None], weights.to_queries1, p)
-    a2 = _centred(weights.between[:, None] * a1, dim=0)
-    features2a, features2b, keys2, values2, upscaling = split(
-        torch.cat([*(of.rows for of in weights.second), weights.maps2]),
-        [inner + 1, inner + 1, inner, inner, len(weights.maps2) - 2 * inner],
-        a2,
-    )
+    # Products tile by tile leave the maps as the kernels read them.
     return _Image(
         weights=weights,
         size=(image.shape[2], image.shape[3]),
         keys=(
-            SharedMap(tiled(weights.to_keys0 @ (e + p)), None),
-            SharedMap(tiled(keys1), tiled(weights.to_keys1 @ p)),
-            SharedMap(tiled(keys2), tiled(weights.to_keys2 @ p)),
+            SharedMap(weights.to_keys0 @ (e + p), None),
+            SharedMap(to_keys1 @ a1, weights.to_keys1 @ p),
+            SharedMap(to_keys2 @ a2, weights.to_keys2 @ p),
         ),
-        values=(values(weights.to_values0 @ e), values(values1), values(values2)),
+        values=(values(weights.to_values0, e), values(to_values1, a1), values(to_values2, a2)),
         queries=(
-            SharedMap(tiled(queries0), None),
-            SharedMap(tiled(queries1), tiled(offsets1)),
+            SharedMap(queries(0, weights.to_queries0, e + p), None),
+            SharedMap(to_queries1 @ a1, queries(1, weights.to_queries1, p)),
         ),
-        features=((tiled(features1),), (tiled(features2a), tiled(features2b))),
+        features=((weights.first.rows @ a1,), tuple(of.rows @ a2 for of in weights.second)),
         norms=(norm(a1, weights.eps[0]), norm(a2, weights.eps[1])),
-        upscaling=tiled(upscaling),
+        upscaling=upscale @ a2,
         memory=stages.Memory(),
     )
 

@@ -73,7 +73,7 @@ def test_the_algebra_is_exact(points, multimask, monkeypatch):
 )
 def test_kernels_keep_the_budget(isa, points, multimask, size):
     decoder = plain_decoder()
-    inputs = prompts(points, size=size)
+    inputs = prompts(points, batch=60, size=size)
     ours = SharedMaskDecoder(copy.deepcopy(decoder), backend="cpu")(*inputs, multimask)
     assert_close(ours, decoder(*inputs, multimask), exactly(decoder, inputs, multimask))
 

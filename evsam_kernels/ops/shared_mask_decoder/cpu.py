@@ -68,7 +68,8 @@ class Memory:
 def tiled(x: Tensor) -> Tensor:
     """`[..., N]` -> `[tiles, ..., 64]`, filled up with zeros."""
     missing = -x.shape[-1] % _POSITIONS
-    return F.pad(x, (0, missing)).unflatten(-1, (-1, _POSITIONS)).movedim(-2, 0).contiguous()
+    filled = F.pad(x, (0, missing)) if missing else x
+    return filled.unflatten(-1, (-1, _POSITIONS)).movedim(-2, 0).contiguous()
 
 
 def map_values(values: Sequence[Values], tables: Sequence[Tensor], groups: int) -> Tensor:
