@@ -229,12 +229,14 @@ void attend(const AttendKeysArgs& args, std::int64_t first, std::int64_t count, 
       transpose_positions(rank, basis_at(i, tile), columns.whole, room.of_prompt[i].transposed);
     // What the next tile reads is fetched meanwhile.
     const std::int64_t next = least(tile + 1, tiles - 1), parts = end - begin, turns = parts * count;
+    const std::int64_t first_channel = (next * inner + begin * head_dim) * positions;
     for (std::int64_t part = 0, turn = 0; part < parts; ++part)
       for (std::int64_t i = 0; i < count; ++i, ++turn) {
-        fetch_part(args.keys + next * inner * positions, inner, turn, turns);
-        fetch_part(args.values + next * inner * positions, inner, turn, turns);
+        fetch_part(args.keys + first_channel, parts * head_dim, turn, turns);
+        for (std::int64_t n = positions * i / count; n < positions * (i + 1) / count; ++n)
+          __builtin_prefetch(args.values + (next * positions + n) * inner + (begin + part) * head_dim, 0, 2);
         if (rank > 0) {
-          fetch_part(args.offsets + next * inner * positions, inner, turn, turns);
+          fetch_part(args.offsets + first_channel, parts * head_dim, turn, turns);
           fetch_part(basis_at(i, next), rank, part, parts);
         }
         attend_tile(args, first + i, begin + part, tile, room.of_prompt[i], room);
