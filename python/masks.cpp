@@ -219,11 +219,11 @@ Array<float> map_values(const std::vector<ThreeArrays>& values, std::int64_t gro
 }
 
 void update_keys(const Array<float>& tokens, const Array<float>& queries,
-                      const Optional& offsets, const Optional& scales, const Optional& basis,
-                      const Optional& row_tokens, const std::vector<ThreeArrays>& updates,
-                      const Array<float>& square, const Array<float>& base,
-                      const Array<float>& rows, Array<float> new_basis, Array<float> new_scales, double eps,
-                      int num_threads) {
+                 const Optional& offsets, const Optional& scales, const Optional& basis,
+                 const Optional& row_tokens, const std::vector<ThreeArrays>& updates,
+                 const Array<float>& square, const Array<float>& base,
+                 const Array<float>& rows, Array<float> new_basis, Array<float> new_scales, double eps,
+                 int num_threads) {
   check(tokens.ndim() == 4, "tokens must have four axes");
   check(base.ndim() == 3, "base must have three axes");
   check_at_least("updates", static_cast<std::int64_t>(updates.size()), 1);

@@ -24,8 +24,8 @@ struct Columns {
       : whole((rank + lanes / 2) / lanes * lanes), rest(most(rank - whole, 0)) {}
 };
 
-// What a prompt's tokens have summed up so far. Rows are those of all heads, one after the other; what belongs to a
-// position's register is not summed up over its lanes before the end.
+// What a prompt's tokens have summed up so far. Rows are those of all heads, one after the other; lanes are summed up
+// at the end.
 struct Sums {
   float* largest;     // [heads][tokens]
   float* total;       // [heads][tokens][lanes]

@@ -127,7 +127,7 @@ void attend_head(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t pr
 
 // The deviation, once all heads have their weights, and what is divided by it.
 void normalise(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt, std::int64_t tile,
-           const float* pairs, const Vectors& of_prompt, const Room& room) {
+               const float* pairs, const Vectors& of_prompt, const Room& room) {
   const std::int64_t place = prompt * args.tiles + tile, rank = sizes.rank, new_rank = sizes.new_rank;
   const float* scales = rank == 0 ? nullptr : args.scales + place * positions;
   const float* basis = of_prompt.basis;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import importlib.resources
+import math
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -298,6 +299,17 @@ def test_masks_that_are_referred_to_are_not_written_over():
         others = prompts(seed=seed)[2]
         assert not np.array_equal(decoder(image, pe, others, dense, True)[0][3, 1], before)
     assert np.array_equal(mask, before)
+
+
+def test_a_basis_that_begins_within_a_cache_line_is_refused(monkeypatch):
+    aligned = cpu.Memory.empty
+
+    def within_a_line(self, *shape, like):
+        return aligned(self, math.prod(shape) + 1, like=like)[1:].view(shape)
+
+    monkeypatch.setattr(cpu.Memory, "empty", within_a_line)
+    with pytest.raises(ValueError, match="new_basis.*multiples of 64 bytes"):
+        SharedMaskDecoder(plain_decoder(), backend="cpu")(*prompts(), True)
 
 
 def test_memory_is_used_again():
