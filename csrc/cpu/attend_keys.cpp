@@ -47,12 +47,10 @@ struct Sums {
 struct Room {
   Columns columns;
   Sums of_prompt[prompts_at_once];
-  float* keys;    // [head_dim][64]
   float* scores;  // [tokens][64]
 
   Room(Pieces& pieces, const AttendKeysArgs& args)
       : columns(args.rank),
-        keys(pieces.take<float>(args.head_dim * positions)),
         scores(pieces.take<float>(args.tokens * positions)) {
     for (Sums& sums : of_prompt) sums = Sums(pieces, args, columns);
   }
@@ -168,13 +166,12 @@ void attend_tile(const AttendKeysArgs& args, std::int64_t prompt, std::int64_t h
   const float* scales = rank == 0 ? nullptr : args.scales + place * positions;
 
   const std::int64_t at = (tile * inner + head * head_dim) * positions;
-  const float* keys = args.keys + at;
-  if (rank > 0) {
-    scale_and_add(head_dim, keys, scales, args.offsets + at, room.keys);
-    keys = room.keys;
-  }
-  multiply(tokens, {head_dim, args.queries + of_head * head_dim * tokens, tokens, keys},
-           {rank, args.row_queries + of_head * rank * tokens, tokens, basis}, room.scores);
+  const Product of_keys{head_dim, args.queries + of_head * head_dim * tokens, tokens, args.keys + at};
+  if (rank == 0)
+    multiply(tokens, of_keys, nothing, room.scores);
+  else
+    multiply(tokens, ScaledProduct{of_keys, scales, args.offsets + at},
+             {rank, args.row_queries + of_head * rank * tokens, tokens, basis}, room.scores);
   for (std::int64_t token = 0; token < tokens; ++token) {
     float* scores = room.scores + token * positions;
     for (std::int64_t n = used; n < positions; ++n) scores[n] = -__builtin_inff();

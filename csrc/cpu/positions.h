@@ -55,6 +55,11 @@ struct ProductOf {
 using Product = ProductOf<float>;
 constexpr Product nothing = {};
 
+// The same with scales [64] b + offsets [:][64] in place of b.
+struct ScaledProduct : Product {
+  const float *scales, *offsets;
+};
+
 // Elements of a product, and what is made of them: lanes of b, one of a, and their product added to a sum.
 EVSAM_INLINE Vec columns_at(const float* b) { return load(b); }
 EVSAM_INLINE Vec value_at(const float* a) { return broadcast(*a); }
@@ -162,9 +167,21 @@ EVSAM_INLINE void add_columns(const ProductOf<T>& product, std::int64_t at, Vec 
   }
 }
 
-template <int rows, int vectors, class T, class Use>
-EVSAM_INLINE void panel_columns(const ProductOf<T>& one, const ProductOf<T>& other, std::int64_t at,
-                                const Use& use) {
+// Vector by vector: registers do not hold four of them and what makes another one.
+template <int rows, int vectors>
+EVSAM_INLINE void add_columns(const ScaledProduct& product, std::int64_t at, Vec (&sums)[rows][vectors]) {
+  const float *a = product.a, *b = product.b + at, *scales = product.scales + at, *offsets = product.offsets + at;
+  for (std::int64_t k = 0; k < product.inner; ++k, a += product.a_stride, b += positions, offsets += positions)
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) {
+      const Vec columns = fma(load(b + v * lanes), load(scales + v * lanes), load(offsets + v * lanes));
+#pragma GCC unroll 8
+      for (int i = 0; i < rows; ++i) sums[i][v] = fma(broadcast(a[i]), columns, sums[i][v]);
+    }
+}
+
+template <int rows, int vectors, class One, class Other, class Use>
+EVSAM_INLINE void panel_columns(const One& one, const Other& other, std::int64_t at, const Use& use) {
   Vec sums[rows][vectors];
   use.begin(at, sums);
   add_columns(one, at, sums);
@@ -173,8 +190,8 @@ EVSAM_INLINE void panel_columns(const ProductOf<T>& one, const ProductOf<T>& oth
 }
 
 // The sum of two products of a few rows.
-template <int rows, class Use>
-__attribute__((noinline)) void panel_of_rows(const Product& one, const Product& other, const Use& use) {
+template <int rows, class One, class Use>
+__attribute__((noinline)) void panel_of_rows(const One& one, const Product& other, const Use& use) {
   constexpr int vectors = vectors_for(rows), rest = positions / lanes % vectors;
   std::int64_t at = 0;
   for (; at + vectors * lanes <= positions; at += vectors * lanes)
@@ -184,10 +201,10 @@ __attribute__((noinline)) void panel_of_rows(const Product& one, const Product& 
 
 constexpr float zeros[panel_rows] = {};
 
-template <class Use, int rows = panel_rows>
-void panel_of(std::int64_t count, const Product& one, const Product& other, const Use& use) {
+template <class One, class Use, int rows = panel_rows>
+void panel_of(std::int64_t count, const One& one, const Product& other, const Use& use) {
   if (count == rows) return panel_of_rows<rows>(one, other, use);
-  if constexpr (rows > 1) panel_of<Use, rows - 1>(count, one, other, use);
+  if constexpr (rows > 1) panel_of<One, Use, rows - 1>(count, one, other, use);
 }
 
 // Calls body(begin, count) for the panels that rows are split into evenly.
@@ -201,13 +218,15 @@ EVSAM_INLINE void over_panels(std::int64_t rows, const Body& body) {
 }
 
 // The product's rows from one on.
-EVSAM_INLINE Product from_row(const Product& product, std::int64_t row) {
-  if (product.inner == 0) return nothing;
-  return {product.inner, product.a + row, product.a_stride, product.b, product.b_stride};
+template <class One>
+EVSAM_INLINE One from_row(One product, std::int64_t row) {
+  if (product.inner > 0) product.a += row;
+  return product;
 }
 
 // c[rows][64] = the sum of two products.
-inline void multiply(std::int64_t rows, const Product& one, const Product& other, float* c) {
+template <class One>
+void multiply(std::int64_t rows, const One& one, const Product& other, float* c) {
   over_panels(rows, [&](std::int64_t begin, std::int64_t count) {
     panel_of(count, from_row(one, begin), from_row(other, begin), Store{c + begin * positions, zeros});
   });
@@ -278,18 +297,6 @@ EVSAM_INLINE void fetch_part(const float* from, std::int64_t rows, std::int64_t 
   const std::int64_t lines = rows * positions / cache_line<float>;
   for (std::int64_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line)
     __builtin_prefetch(from + line * cache_line<float>, 0, 2);
-}
-
-// to[row][:] = scale[:] * base[row][:] + offset[row][:].
-inline void scale_and_add(std::int64_t rows, const float* base, const float* scale, const float* offset, float* to) {
-  constexpr int vectors = positions / lanes;
-  Vec scales[vectors];
-#pragma GCC unroll 16
-  for (int v = 0; v < vectors; ++v) scales[v] = load(scale + v * lanes);
-  for (std::int64_t row = 0; row < rows; ++row, base += positions, offset += positions, to += positions)
-#pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v)
-      store(to + v * lanes, fma(load(base + v * lanes), scales[v], load(offset + v * lanes)));
 }
 
 }  // namespace

@@ -39,12 +39,10 @@ struct Vectors {
 
 struct Room {
   Vectors of_prompt[prompts_at_once];
-  float* queries;   // [head_dim][64]
   float* channels;  // [rows of a panel][64], of z
 
-  Room(Pieces& pieces, const UpdateKeysArgs& args, const Sizes& sizes)
-      : queries(pieces.take<float>(args.head_dim * positions)),
-        channels(pieces.take<float>(panel_rows * positions)) {
+  Room(Pieces& pieces, const Sizes& sizes)
+      : channels(pieces.take<float>(panel_rows * positions)) {
     for (Vectors& vectors : of_prompt) vectors = Vectors(pieces, sizes);
   }
 };
@@ -103,18 +101,17 @@ void write_pairs(std::int64_t rank, std::int64_t channels, const float* rows, fl
 
 // Of a head, the weights of the tokens and what they add to the cross terms.
 void attend_head(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prompt, std::int64_t head,
-                 std::int64_t tile, const Vectors& vectors, const Room& room) {
+                 std::int64_t tile, const Vectors& vectors) {
   const std::int64_t others = args.others, head_dim = args.head_dim, rank = sizes.rank;
   const std::int64_t of_head = prompt * args.heads + head, at = (tile * sizes.inner + head * head_dim) * positions;
-  const float* queries = args.queries + at;
-  if (rank > 0) {
-    scale_and_add(head_dim, queries, args.scales + (prompt * args.tiles + tile) * positions, args.offsets + at,
-                  room.queries);
-    queries = room.queries;
-  }
+  const Product of_queries{head_dim, args.tokens + of_head * head_dim * others, others, args.queries + at};
   float* scores = vectors.basis + (rank + head * others) * positions;
-  multiply(others, {head_dim, args.tokens + of_head * head_dim * others, others, queries},
-           {rank, args.row_tokens + of_head * rank * others, others, vectors.basis}, scores);
+  if (rank == 0)
+    multiply(others, of_queries, nothing, scores);
+  else
+    multiply(others,
+             ScaledProduct{of_queries, args.scales + (prompt * args.tiles + tile) * positions, args.offsets + at},
+             {rank, args.row_tokens + of_head * rank * others, others, vectors.basis}, scores);
   softmax(scores, others);
   for (std::int64_t block_index = 0; block_index < args.blocks; ++block_index) {
     const KeyUpdate& of = args.updates[block_index];
@@ -143,7 +140,7 @@ void normalise(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prom
   for (std::int64_t row = 0; row < new_rank; row += panel_rows) {
     const std::int64_t count = least(panel_rows, new_rank - row);
     const float* vectors = basis + row * positions;
-    panel_of(count, {new_rank - row, pairs, count, vectors}, nothing, Dot{vectors, gram});
+    panel_of(count, Product{new_rank - row, pairs, count, vectors}, nothing, Dot{vectors, gram});
     pairs += (new_rank - row) * count;
   }
 
@@ -169,7 +166,7 @@ void normalise(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t prom
           const Vec scale = scales == nullptr ? broadcast(1) : load(scales + n);
           store(room.channels + i * positions + n, scale * load(base + i * positions + n));
         });
-      panel_of(count, {new_rank, rows + first, args.channels, basis}, nothing,
+      panel_of(count, Product{new_rank, rows + first, args.channels, basis}, nothing,
                Store{room.channels});
       over_positions([&](std::int64_t n) {
         Vec total = zero();
@@ -220,7 +217,7 @@ void update(const UpdateKeysArgs& args, const Sizes& sizes, std::int64_t first, 
       for (std::int64_t block_index = 0; block_index < args.blocks; ++block_index)
         fetch_part(args.updates[block_index].features + next * (sizes.inner + 1) * positions, sizes.inner + 1, part,
                    parts);
-      attend_head(args, sizes, first + i, head, tile, room.of_prompt[i], room);
+      attend_head(args, sizes, first + i, head, tile, room.of_prompt[i]);
     }
   for (std::int64_t i = 0; i < count; ++i)
     normalise(args, sizes, first + i, tile, pairs + (first + i) * pairs_of(sizes.new_rank), room.of_prompt[i], room);
@@ -232,7 +229,7 @@ void update_keys(const UpdateKeysArgs& args) {
   const Sizes sizes(args);
   const std::int64_t of_prompt = pairs_of(sizes.new_rank);
   Pieces counted;
-  const Room one(counted, args, sizes);
+  const Room one(counted, sizes);
   Pieces all;
   all.take<float>(args.batch * of_prompt);
   const Scratch memory = scratch(counted.bytes(), args.num_threads, all.bytes());
@@ -242,7 +239,7 @@ void update_keys(const UpdateKeysArgs& args) {
   const std::int64_t operations = args.batch * args.tiles * positions * of_prompt;
   parallel(args.num_threads, operations, [&](int member) {
     Pieces pieces(own_piece(memory, member));
-    const Room room(pieces, args, sizes);
+    const Room room(pieces, sizes);
     for_each(args.batch, [&](std::int64_t prompt) {
       write_pairs(sizes.new_rank, args.channels, args.rows + prompt * sizes.new_rank * args.channels,
                   pairs + prompt * of_prompt);
