@@ -178,12 +178,41 @@ struct FromBase {
   }
 };
 
+// Elements of two vectors in turn.
+EVSAM_INLINE void in_turn(Vec a, Vec b, Vec (&to)[2]) {
+  Bits first;
+  for (std::uint32_t lane = 0; lane < lanes; ++lane) first[lane] = lane / 2 + lane % 2 * lanes;
+  to[0] = shuffled(a, b, first);
+  to[1] = shuffled(a, b, first + lanes / 2);
+}
+
 // Writes four columns [4][64] of pixels side by side, to lines that begin at places[n] for each position.
 void write_line(const float* columns, std::int64_t used, const std::int64_t* places, float* line) {
-  for (std::int64_t n = 0; n < used; ++n) {
-    float pixels[4];
-    for (int x = 0; x < 4; ++x) pixels[x] = columns[x * positions + n];
-    __builtin_memcpy(line + places[n], pixels, sizeof pixels);
+  for (std::int64_t n = 0; n < used;) {
+    if (n + lanes > used || places[n + lanes - 1] - places[n] != 4 * (lanes - 1)) {
+      float pixels[4];
+      for (int x = 0; x < 4; ++x) pixels[x] = columns[x * positions + n];
+      __builtin_memcpy(line + places[n], pixels, sizeof pixels);
+      ++n;
+      continue;
+    }
+    float* to = line + places[n];
+    const bool aligned = reinterpret_cast<std::uintptr_t>(to) % sizeof(Vec) == 0;
+    Vec even[2], odd[2];
+    in_turn(load(columns + n), load(columns + 2 * positions + n), even);
+    in_turn(load(columns + positions + n), load(columns + 3 * positions + n), odd);
+    for (int half = 0; half < 2; ++half) {
+      Vec pixels[2];
+      in_turn(even[half], odd[half], pixels);
+      for (const Vec some : pixels) {
+        if (aligned)
+          send(to, some);
+        else
+          store(to, some);
+        to += lanes;
+      }
+    }
+    n += lanes;
   }
 }
 
