@@ -218,6 +218,24 @@ def attend_keys(
     positions: int,
     num_threads: int,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+def attend_tokens(
+    *,
+    queries: npt.NDArray[np.float32],
+    keys: npt.NDArray[np.float32],
+    values: npt.NDArray[np.float32],
+    heads: int,
+    num_threads: int,
+) -> npt.NDArray[np.float32]: ...
+def feed_forward(
+    *,
+    layers: list[ConvActPacked],
+    x: npt.NDArray[np.float32],
+    residual: npt.NDArray[np.float32] | None,
+    norm_weight: npt.NDArray[np.float32] | None,
+    norm_bias: npt.NDArray[np.float32] | None,
+    eps: float,
+    num_threads: int,
+) -> npt.NDArray[np.float32]: ...
 def map_values(
     *,
     values: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]],

@@ -15,10 +15,14 @@
 
 #include "checks.h"
 #include "evsam/attend_keys.h"
+#include "evsam/attend_tokens.h"
+#include "evsam/conv_act.h"
+#include "evsam/feed_forward.h"
 #include "evsam/map_values.h"
 #include "evsam/measure_masks.h"
 #include "evsam/update_keys.h"
 #include "evsam/upscale_masks.h"
+#include "packed.h"
 
 namespace py = pybind11;
 
@@ -184,6 +188,68 @@ py::tuple attend_keys(const Array<float>& queries, const Array<float>& keys,
   return py::make_tuple(shared, of_basis);
 }
 
+Array<float> attend_tokens(const Array<float>& queries, const Array<float>& keys, const Array<float>& values,
+                           std::int64_t heads, int num_threads) {
+  check(queries.ndim() == 3, "queries must have three axes");
+  check_at_least("heads", heads, 1);
+  check_at_least("num_threads", num_threads, 1);
+  const std::int64_t batch = queries.shape(0), tokens = queries.shape(1), columns = queries.shape(2);
+  check(columns % heads == 0, "heads must divide the columns of queries");
+  evsam::AttendTokensArgs args{};
+  args.queries = queries.data();
+  args.keys = elements("keys", keys, {batch, tokens, columns});
+  args.values = elements("values", values, {batch, tokens, columns});
+  args.batch = batch, args.tokens = tokens, args.heads = heads, args.head_dim = columns / heads;
+  args.num_threads = num_threads;
+  Array<float> y({batch, tokens, columns});
+  args.y = y.mutable_data();
+  {
+    const py::gil_scoped_release without_gil;
+    evsam::attend_tokens(args);
+  }
+  return y;
+}
+
+using PackedLayer = Packed<evsam::ConvActWeights, evsam::conv_act_pack>;
+
+Array<float> feed_forward(const std::vector<const PackedLayer*>& layers, const Array<float>& x, const Optional& residual,
+                          const Optional& norm_weight, const Optional& norm_bias, double eps, int num_threads) {
+  check_at_least("layers", static_cast<std::int64_t>(layers.size()), 1);
+  check(x.ndim() == 2, "x must have two axes");
+  check(norm_weight.has_value() == norm_bias.has_value(), "norm_weight and norm_bias go together");
+  check_at_least("num_threads", num_threads, 1);
+  std::int64_t columns = x.shape(1);
+  std::vector<evsam::LinearLayer> checked;
+  for (const PackedLayer* layer : layers) {
+    check(layer != nullptr, "layers must not be None");
+    layer->check_isa();
+    const evsam::ConvShape& shape = layer->weights().conv;
+    check(layer->dtype() == evsam::DType::float32 && shape.kernel == 1 && shape.stride == 1 && shape.groups == 1,
+          "layers must be 1x1 convolutions in float32");
+    check(shape.in_channels == columns, "a layer takes " + std::to_string(shape.in_channels) +
+                                            " columns where there are " + std::to_string(columns));
+    columns = shape.out_channels;
+    checked.push_back({layer->data(), shape.in_channels, columns});
+  }
+  evsam::FeedForwardArgs args{};
+  args.layers = checked.data();
+  args.layer_count = static_cast<std::int64_t>(checked.size());
+  args.x = x.data();
+  args.rows = x.shape(0);
+  args.residual = elements("residual", residual, {args.rows, columns});
+  args.norm_weight = elements("norm_weight", norm_weight, {columns});
+  args.norm_bias = elements("norm_bias", norm_bias, {columns});
+  args.eps = eps;
+  args.num_threads = num_threads;
+  Array<float> y({args.rows, columns});
+  args.y = y.mutable_data();
+  {
+    const py::gil_scoped_release without_gil;
+    evsam::feed_forward(args);
+  }
+  return y;
+}
+
 using ThreeArrays = std::tuple<Array<float>, Array<float>, Array<float>>;
 
 Array<float> map_values(const std::vector<ThreeArrays>& values, std::int64_t groups, int num_threads) {
@@ -327,6 +393,13 @@ void bind_masks(py::module_& module) {
              py::arg("basis").noconvert(), py::arg("row_queries").noconvert(), "positions"_a,
              "num_threads"_a,
              "Attention to shared and low-rank keys; see csrc/include/evsam/attend_keys.h.");
+  module.def("attend_tokens", &attend_tokens, py::kw_only(), py::arg("queries").noconvert(),
+             py::arg("keys").noconvert(), py::arg("values").noconvert(), "heads"_a, "num_threads"_a,
+             "Attention of tokens to one another; see csrc/include/evsam/attend_tokens.h.");
+  module.def("feed_forward", &feed_forward, py::kw_only(), "layers"_a, py::arg("x").noconvert(),
+             py::arg("residual").noconvert(), py::arg("norm_weight").noconvert(),
+             py::arg("norm_bias").noconvert(), "eps"_a, "num_threads"_a,
+             "Linear layers, residual, LayerNorm; see csrc/include/evsam/feed_forward.h.");
   module.def("map_values", &map_values, py::kw_only(), "values"_a, "groups"_a, "num_threads"_a,
              "Values of tokens times tables; see csrc/include/evsam/map_values.h.");
   module.def("update_keys", &update_keys, py::kw_only(), py::arg("tokens").noconvert(),

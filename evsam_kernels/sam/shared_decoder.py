@@ -52,12 +52,13 @@ from evsam_kernels.ops.layout import accumulation_dtype
 from evsam_kernels.ops.registry import chosen_backend
 from evsam_kernels.ops.shared_mask_decoder.reference import (
     Basis,
+    Linear,
     Norm,
     SharedMap,
     Upscaling,
     Values,
 )
-from evsam_kernels.sam.mask_decoder import Attention, MaskDecoder
+from evsam_kernels.sam.mask_decoder import MLP, Attention, MaskDecoder, TwoWayAttentionBlock
 
 _BASIS_BYTES = 80 << 20
 """Bounds the memory of what prompts have of their own: 2.4 MB for each of one point."""
@@ -334,7 +335,9 @@ class SharedMaskDecoder(FoldedBlock, MaskDecoder):
 
     def _image(self, image: Tensor, pe: Tensor, dense: Tensor, *, make: bool) -> _Image | None:
         """What the prompts of an image share: what is kept, or made anew where `make` allows it."""
-        weights = kept(list(self.parameters()), (self.operation,), lambda: _multiplied_out(self))
+        # With a tensor that no kernel packs: what that made of it would be dropped.
+        tensors = [self.iou_token.weight, *self.parameters()]
+        weights = kept(tensors, (self.operation,), lambda: _multiplied_out(self))
         backend, stages = self._stages(image.device)
         uniform = dense.stride()[2:] == (0, 0)  # No mask: the same everywhere.
         inputs = _Inputs(
@@ -368,19 +371,44 @@ class _Decoding:
         self._decoder = decoder
         self._stages = stages
 
-    def attended(
+    def project(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        projected: Tensor = self._stages.feed_forward([_linear(layer)], x)
+        return projected
+
+    def attended_to_tokens(
+        self, attention: Attention, x: Tensor, tokens: Tensor, norm: nn.LayerNorm, residual: bool
+    ) -> Tensor:
+        """LayerNorm of the tokens after they have attended to one another, by queries and keys
+        of `x`."""
+        stages = self._stages
+        heads = stages.attend_tokens(
+            self.project(attention.q_proj, x),
+            self.project(attention.k_proj, x),
+            self.project(attention.v_proj, tokens),
+            attention.num_heads,
+        )
+        out: Tensor = stages.feed_forward(
+            [_linear(attention.out_proj)], heads, tokens if residual else None, norm
+        )
+        return out
+
+    def attended_to_image(
         self,
         attention: Attention,
         level: int,
         tokens: Tensor,
+        prompt: Tensor,
+        norm: nn.LayerNorm,
         basis: Basis | None = None,
         values: Sequence[Values] = (),
         tables: Sequence[_Tables] = (),
     ) -> Tensor:
-        """Attention to the keys after `level` blocks, which gave `values` to them."""
+        """LayerNorm of the tokens after they have attended to the keys after `level` blocks, which
+        gave `values` to these."""
         image, stages = self._image, self._stages
         heads, scale = attention.num_heads, HEAD_DIM**-0.5
-        queries = (attention._heads(attention.q_proj(tokens)) * scale).mT.contiguous()
+        projected = self.project(attention.q_proj, tokens + prompt)
+        queries = (attention._heads(projected) * scale).mT.contiguous()
         row_queries = None
         if values:
             row_keys = stages.map_values(values, [of.keys for of in tables], heads)
@@ -393,17 +421,34 @@ class _Decoding:
             row_values = stages.map_values(values, [of.values for of in tables], heads)
             found = found + of_basis @ row_values
         joined = found.transpose(1, 2).flatten(2) + self._weights.value_biases[level]
-        out: Tensor = attention.out_proj(joined)
+        out: Tensor = stages.feed_forward([_linear(attention.out_proj)], joined, tokens, norm)
         return out
 
     def first_block(self, prompt: Tensor) -> Tensor:
         """Tokens `[B, T, C]` after the first block, which needs no basis."""
         block = self._decoder.transformer.layers[0]
-        tokens = block.norm1(block.self_attn(prompt, prompt, prompt))
+        tokens = self.attended_to_tokens(
+            block.self_attn, prompt, prompt, block.norm1, residual=False
+        )
         to_image = block.cross_attn_token_to_image
-        tokens = block.norm2(tokens + self.attended(to_image, 0, tokens + prompt))
-        out: Tensor = block.norm3(tokens + block.mlp(tokens))
+        tokens = self.attended_to_image(to_image, 0, tokens, prompt, block.norm2)
+        return self.mlp(block, tokens)
+
+    def mlp(self, block: TwoWayAttentionBlock, tokens: Tensor) -> Tensor:
+        layers = [_linear(block.mlp.lin1), _linear(block.mlp.lin2)]
+        out: Tensor = self._stages.feed_forward(layers, tokens, tokens, block.norm3)
         return out
+
+    def given(self, attention: Attention, tokens: Tensor, prompt: Tensor) -> tuple[Tensor, Values]:
+        """The tokens' keys, less the last one's `[B, h, d, T - 1]`, and values to the image."""
+        keys = self.project(attention.k_proj, tokens + prompt)
+        # What the bias gives is the same everywhere.
+        values = self._stages.feed_forward([Linear(attention.v_proj.weight, None)], tokens)
+        last = F.pad(values[:, -1], (0, 1), value=1.0)
+        return (
+            _less_last(attention._heads(keys)),
+            Values(_less_last(attention._heads(values)), last),
+        )
 
     def from_second_block(
         self,
@@ -419,10 +464,10 @@ class _Decoding:
         first, second = transformer.layers
 
         # The image attends to the tokens of the first block.
-        back = first.cross_attn_image_to_token
-        values = [_values(back, tokens)]
+        keys, given = self.given(first.cross_attn_image_to_token, tokens, prompt)
+        values = [given]
         basis = stages.update_keys(
-            _less_last(back._heads(back.k_proj(tokens + prompt))),
+            keys,
             image.queries[0],
             None,
             None,
@@ -435,15 +480,15 @@ class _Decoding:
 
         # Second block.
         q = tokens + prompt
-        tokens = second.norm1(tokens + second.self_attn(q, q, tokens))
+        tokens = self.attended_to_tokens(second.self_attn, q, tokens, second.norm1, residual=True)
         to_image = second.cross_attn_token_to_image
-        attended = self.attended(to_image, 1, tokens + prompt, basis, values, [weights.first])
-        tokens = second.norm2(tokens + attended)
-        tokens = second.norm3(tokens + second.mlp(tokens))
-        back = second.cross_attn_image_to_token
-        keys = _less_last(back._heads(back.k_proj(tokens + prompt)))
+        tokens = self.attended_to_image(
+            to_image, 1, tokens, prompt, second.norm2, basis, values, [weights.first]
+        )
+        tokens = self.mlp(second, tokens)
+        keys, given = self.given(second.cross_attn_image_to_token, tokens, prompt)
         row_queries = stages.map_values(values, [weights.first.following], keys.shape[1])
-        values = [*values, _values(back, tokens)]
+        values = [*values, given]
         basis = stages.update_keys(
             keys,
             image.queries[1],
@@ -460,16 +505,21 @@ class _Decoding:
         used = [0, *(1 + index for index in chosen)]
         tokens, prompt = tokens[:, used], prompt[:, used]
         to_image = transformer.final_attn_token_to_image
-        attended = self.attended(to_image, 2, tokens + prompt, basis, values, weights.second)
-        tokens = transformer.norm_final_attn(tokens + attended)
-        iou = self._decoder.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
+        tokens = self.attended_to_image(
+            to_image, 2, tokens, prompt, transformer.norm_final_attn, basis, values, weights.second
+        )
+
+        def predicted(head: MLP, of: Tensor) -> Tensor:
+            layers = [_linear(layer) for layer in head.layers]
+            made: Tensor = stages.feed_forward(layers, of)
+            return made
+
+        iou = predicted(self._decoder.iou_prediction_head, tokens[:, 0])
+        iou = iou[:, chosen.start : chosen.stop]
         picked = keep(iou)
+        heads = [self._decoder.output_hypernetworks_mlps[index] for index in chosen]
         vectors = torch.stack(
-            [
-                self._decoder.output_hypernetworks_mlps[index](tokens[:, 1 + place])
-                for place, index in enumerate(chosen)
-            ],
-            dim=1,
+            [predicted(head, tokens[:, 1 + place]) for place, head in enumerate(heads)], dim=1
         )
         wanted = vectors[picked]
         stages.upscale_masks(
@@ -489,10 +539,8 @@ def _less_last(x: Tensor) -> Tensor:
     return (x[:, :, :-1] - x[:, :, -1:]).mT.contiguous()
 
 
-def _values(attention: Attention, tokens: Tensor) -> Values:
-    x = F.linear(tokens, attention.v_proj.weight)
-    last = F.pad(x[:, -1], (0, 1), value=1.0)
-    return Values(_less_last(attention._heads(x)), last)
+def _linear(layer: Any) -> Linear:
+    return Linear(layer.weight, layer.bias)
 
 
 def _centred(x: Tensor, dim: int = -1) -> Tensor:

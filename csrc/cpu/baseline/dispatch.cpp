@@ -8,7 +8,9 @@
 #include <stdexcept>
 
 #include "evsam/attend_keys.h"
+#include "evsam/attend_tokens.h"
 #include "evsam/conv_act.h"
+#include "evsam/feed_forward.h"
 #include "evsam/fused_mbconv.h"
 #include "evsam/isa.h"
 #include "evsam/layer_norm_2d.h"
@@ -37,6 +39,8 @@
   X(measure_masks, MeasureMasksArgs)                 \
   X(resize_masks, ResizeMasksArgs)                   \
   X(attend_keys, AttendKeysArgs)                     \
+  X(attend_tokens, AttendTokensArgs)                 \
+  X(feed_forward, FeedForwardArgs)                   \
   X(map_values, MapValuesArgs)                       \
   X(update_keys, UpdateKeysArgs)                     \
   X(upscale_masks, UpscaleMasksArgs)

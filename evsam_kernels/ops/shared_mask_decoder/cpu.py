@@ -12,11 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from evsam_kernels.ops.native import native
+from evsam_kernels.ops.native import address, dtype_name, native, packed
 from evsam_kernels.ops.shared_mask_decoder.reference import (
     Basis,
+    Linear,
     Norm,
     SharedMap,
     Upscaling,
@@ -70,6 +71,37 @@ def tiled(x: Tensor) -> Tensor:
     missing = -x.shape[-1] % _POSITIONS
     filled = F.pad(x, (0, missing)) if missing else x
     return filled.unflatten(-1, (-1, _POSITIONS)).movedim(-2, 0).contiguous()
+
+
+def feed_forward(
+    layers: Sequence[Linear],
+    x: Tensor,
+    residual: Tensor | None = None,
+    norm: nn.LayerNorm | None = None,
+) -> Tensor:
+    """See `reference.feed_forward`."""
+    y = native().feed_forward(
+        layers=[packed(layer, ("linear",), _pack) for layer in layers],
+        x=_array(x.flatten(0, -2)),
+        residual=None if residual is None else _array(residual.flatten(0, -2)),
+        norm_weight=None if norm is None else _array(norm.weight.detach()),
+        norm_bias=None if norm is None else _array(norm.bias.detach()),
+        eps=0.0 if norm is None else norm.eps,
+        num_threads=torch.get_num_threads(),
+    )
+    return torch.from_numpy(y).unflatten(0, x.shape[:-1])
+
+
+def attend_tokens(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+    """See `reference.attend_tokens`."""
+    y = native().attend_tokens(
+        queries=_array(queries),
+        keys=_array(keys),
+        values=_array(values),
+        heads=heads,
+        num_threads=torch.get_num_threads(),
+    )
+    return torch.from_numpy(y)
 
 
 def map_values(values: Sequence[Values], tables: Sequence[Tensor], groups: int) -> Tensor:
@@ -176,6 +208,21 @@ def upscale_masks(
         width=masks.shape[2] // 4,
         bfloat16=upscaling.dtype == torch.bfloat16,
         num_threads=torch.get_num_threads(),
+    )
+
+
+def _pack(weight: Tensor, bias: Tensor | None) -> Any:
+    out_columns, in_columns = weight.shape
+    return native().pack_conv_act(
+        weight=address(weight),
+        bias=address(bias),
+        in_channels=in_columns,
+        out_channels=out_columns,
+        kernel=1,
+        stride=1,
+        dilation=1,
+        groups=1,
+        dtype=dtype_name(weight),
     )
 
 

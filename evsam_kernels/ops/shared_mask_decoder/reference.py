@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Basis(NamedTuple):
@@ -73,6 +73,13 @@ class Upscaling(NamedTuple):
     dtype: torch.dtype
 
 
+class Linear(NamedTuple):
+    """A linear layer: `[out, in]`, and `[out]` or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
 class Memory:
     """Room for the results of an image's prompts."""
 
@@ -84,6 +91,27 @@ class Memory:
 def tiled(x: Tensor) -> Tensor:
     """`[..., N]` -> `[1, ..., N]`."""
     return x[None]
+
+
+def feed_forward(
+    layers: Sequence[Linear],
+    x: Tensor,  # [..., in of the first layer]
+    residual: Tensor | None = None,  # [..., out of the last layer]
+    norm: nn.LayerNorm | None = None,
+) -> Tensor:
+    """Linear layers with ReLU between them, then a residual and LayerNorm where they are given."""
+    for layer in layers[:-1]:
+        x = F.relu(F.linear(x, *layer))
+    x = F.linear(x, *layers[-1])
+    if residual is not None:
+        x = residual + x
+    return x if norm is None else norm(x)
+
+
+def attend_tokens(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+    """Attention of a prompt's tokens to one another, `[B, T, C]` each, in so many heads."""
+    of_heads = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys, values))
+    return F.scaled_dot_product_attention(*of_heads).transpose(1, 2).flatten(2)
 
 
 def map_values(values: Sequence[Values], tables: Sequence[Tensor], groups: int) -> Tensor:

@@ -29,6 +29,8 @@ from evsam_kernels.ops.shared_mask_decoder.reference import (
     SharedMap,
     Upscaling,
     Values,
+    attend_tokens,
+    feed_forward,
     map_values,
     tiled,
 )
@@ -38,6 +40,8 @@ __all__ = [
     "DTYPES",
     "Memory",
     "attend_keys",
+    "attend_tokens",
+    "feed_forward",
     "map_values",
     "tiled",
     "update_keys",
