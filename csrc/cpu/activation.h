@@ -130,7 +130,7 @@ class BelowRelu {
       coefficients_[k][piece] = static_cast<float>(!ends ? power[k] : k > 0 ? power[k - 1] : 0);
   }
 
-  alignas(Vec) float coefficients_[degree + 1][lanes];
+  Vec coefficients_[degree + 1];
 };
 
 // Off by at most 2e-8, or 8e-6 where that is enough, but for rounding.
@@ -152,7 +152,8 @@ class Gelu {
   const Table& below_ = table();
 };
 
-// Off by at most 6e-8 but for rounding, and by 2e-8 where |x| < 5.4; or by 8e-6 where that is enough.
+// Off by at most 6e-8 but for rounding, and by 2e-8 where |x| < 5.4; or by 8e-6 where that is enough. It holds its
+// tables, so that loops keep them in registers.
 template <class Storage>
 class ExactGelu {
  public:
@@ -166,7 +167,7 @@ class ExactGelu {
     return table;
   }
 
-  const Table& below_ = table();
+  const Table below_ = table();
 };
 
 #else

@@ -176,10 +176,8 @@ EVSAM_INLINE Vec positive_or_infinite(Vec v) {
   return _mm512_fixupimm_ps(zero(), v, table, 0);
 }
 
-// Those elements of a table, aligned to a Vec, whose numbers are the low bits of n.
-EVSAM_INLINE Vec pick(const float (&table)[lanes], Bits n) {
-  return _mm512_permutexvar_ps((__m512i)n, _mm512_load_ps(table));
-}
+// Those elements of a table whose numbers are the low bits of n.
+EVSAM_INLINE Vec pick(Vec table, Bits n) { return _mm512_permutexvar_ps((__m512i)n, table); }
 #endif
 
 // How many powers of two from 1 to 2, without the latter, a register holds.

@@ -364,7 +364,10 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
 
         return run
 
-    for name in ("attend_keys", "map_values", "update_keys", "upscale_masks"):
+    for name in (
+        *("feed_forward", "attend_tokens", "attend_keys"),
+        *("map_values", "update_keys", "upscale_masks"),
+    ):
         monkeypatch.setattr(cpu, name, on_some_threads(getattr(cpu, name)))
     try:
         SharedMaskDecoder(plain_decoder())(*prompts(), True)
