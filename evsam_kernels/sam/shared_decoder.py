@@ -435,6 +435,7 @@ class _Decoding:
         return self.mlp(block, tokens)
 
     def mlp(self, block: TwoWayAttentionBlock, tokens: Tensor) -> Tensor:
+        """LayerNorm of the tokens after the block's MLP."""
         layers = [_linear(block.mlp.lin1), _linear(block.mlp.lin2)]
         out: Tensor = self._stages.feed_forward(layers, tokens, tokens, block.norm3)
         return out

@@ -327,6 +327,62 @@ def test_memory_is_used_again():
     assert all(of.data_ptr() % 64 == 0 for of in (held, new))
 
 
+def test_linear_layers_are_packed_once(monkeypatch):
+    packed = []
+    pack = cpu._pack
+    monkeypatch.setattr(cpu, "_pack", lambda *weights: packed.append(weights) or pack(*weights))
+    decoder = SharedMaskDecoder(plain_decoder(), backend="cpu")
+    inputs = prompts()
+    decoder(*inputs, True)
+    once = len(packed)
+    assert once > 0
+    decoder(*inputs, True)
+    assert len(packed) == once
+    weight = decoder.transformer.layers[1].mlp.lin1.weight
+    weight.mul_(2)
+    decoder(*inputs, True)
+    assert len(packed) == once + 1
+    assert packed[-1][0] is weight
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": []}, "layers must be at least 1"),
+        ({"x": np.zeros((3, 4), np.float32)}, "a layer takes 5 columns where there are 4"),
+        ({"residual": np.zeros((3, 5), np.float32)}, r"residual must have shape \[3, 6\]"),
+        ({"norm_weight": np.ones(6, np.float32)}, "norm_weight and norm_bias go together"),
+        ({"num_threads": 0}, "num_threads must be at least 1"),
+    ],
+)
+def test_wrong_linear_layers_are_refused(changes, message):
+    given = {
+        "layers": [cpu._pack(torch.ones(6, 5), None)],
+        "x": np.zeros((3, 5), np.float32),
+        "residual": None,
+        "norm_weight": None,
+        "norm_bias": None,
+        "eps": 1e-5,
+        "num_threads": 1,
+    }
+    assert _cpu.feed_forward(**given).shape == (3, 6)
+    with pytest.raises(ValueError, match=message):
+        _cpu.feed_forward(**{**given, **changes})
+
+
+def test_wrong_tokens_are_refused():
+    x = np.zeros((2, 3, 8), np.float32)
+    given = {"queries": x, "keys": x, "values": x, "heads": 2, "num_threads": 1}
+    assert _cpu.attend_tokens(**given).shape == x.shape
+    for changes, message in [
+        ({"heads": 3}, "heads must divide the columns of queries"),
+        ({"values": x[:1]}, r"values must have shape \[2, 3, 8\]"),
+        ({"queries": x[0]}, "queries must have three axes"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            _cpu.attend_tokens(**{**given, **changes})
+
+
 def test_copies_pickles_and_state():
     plain = plain_decoder()
     decoder = SharedMaskDecoder(copy.deepcopy(plain))
