@@ -91,8 +91,9 @@ void pass(const FeedForwardArgs& args, std::int64_t first, std::int64_t rows, st
 }  // namespace
 
 void feed_forward(const FeedForwardArgs& args) {
+  if (args.rows == 0) return;
   const bool by_columns = args.rows < args.num_threads * max_rows;
-  const std::int64_t at_once = by_columns ? most(args.rows, 1) : rows_at_once;
+  const std::int64_t at_once = by_columns ? args.rows : rows_at_once;
   Pieces shared, own;
   const Between one(by_columns ? shared : own, args, at_once);
   const Sums counted(own, at_once);
